@@ -145,6 +145,7 @@ def convert(model: str, directory: Path, config: Values) -> None:
     from .loaders.weights import converted
 
     converted.check_destination(directory)
+    converted.refuse_gguf(Path(model).expanduser())
     llm = load_model(model, False, {**config, "max_context": 1, "speculate": "off"})
     parts = llm.parts
     converted.save(parts.checkpoint.directory, directory, parts.weights, parts.checkpoint.formats)

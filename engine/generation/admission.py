@@ -147,9 +147,11 @@ class Admission:
     def need_tokenizer(self, purpose: str) -> Tokenizer:
         """The tokenizer; raises TokenizerError where the model has none."""
         if self.tokenizer is None:
+            what, remedy = "has no tokenizer.json", "add it from the model's page"
+            if self.directory.is_file():
+                what, remedy = "holds no tokenizer", "get a file of the model that does"
             raise TokenizerError(
-                f"{self.directory} has no tokenizer.json, which {purpose} need: "
-                "add it from the model's page, or give prompts as lists of token ids"
+                f"{self.directory} {what}, which {purpose} need: {remedy}, or give prompts as lists of token ids"
             )
         return self.tokenizer
 

@@ -7,6 +7,7 @@ headrace.safetensors    every tensor of `ModelWeights.named()`: packed bytes as 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -136,27 +137,49 @@ def _kind(entry: Entry) -> tuple[torch.dtype, tuple[int, ...]]:
 
 
 def check_destination(to: Path) -> None:
-    """Raises OptionError where a model must not be written: over anything but an older conversion."""
+    """Raises OptionError where a model must not be written: over anything but an older conversion, whole or not."""
     if to.exists() and not to.is_dir():
         raise OptionError(f"cannot convert into {to}: it is a file; name a new directory")
-    if to.is_dir() and not is_converted(to) and any(to.iterdir()):
+    if to.is_dir() and not is_converted(to) and not _was_ended(to) and any(to.iterdir()):
         raise OptionError(f"cannot convert into {to}: there are other files in it; name a new or an empty directory")
     place = next(folder for folder in (to, *to.absolute().parents) if folder.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise OptionError(f"cannot convert into {to}: {place} cannot be written; name a directory elsewhere")
 
 
+def _was_ended(to: Path) -> bool:
+    """Whether a directory holds nothing but what a conversion writes before its manifest: weights come last of that."""
+    names = {path.name for path in to.iterdir()}
+    return WEIGHTS in names and names <= {WEIGHTS, MORE, *COMPANIONS}
+
+
+def refuse_gguf(source: Path) -> None:
+    """Raises OptionError for a GGUF file."""
+    if source.is_file():
+        raise OptionError(f"cannot convert {source}: a GGUF file holds packed weights already; run it as it is")
+
+
+def _check_room(to: Path, needed: int) -> None:
+    """Raises OptionError before bytes are written that the disk does not hold; those of an older conversion go."""
+    old = to / WEIGHTS
+    if needed > (free := shutil.disk_usage(to).free + (old.stat().st_size if old.exists() else 0)):
+        raise OptionError(
+            f"cannot convert into {to}: {needed / 1e9:.3f} GB are to be written, {free / 1e9:.3f} GB are free: make "
+            "room, or name a directory on another disk"
+        )
+
+
 def save(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> None:
     """Writes the packed weights, the manifest and the small files of `source` into the directory `to`."""
     check_destination(to)
-    if source.is_file():
-        raise OptionError(f"cannot convert {source}: a GGUF file holds packed weights already; run it as it is")
+    refuse_gguf(source)
     if weights.tables:
         raise OptionError(f"cannot convert {source}: its tables of runs of tokens stay in their files; run it as it is")
     if to.exists() and to.samefile(source):
         raise OptionError(f"cannot convert {source} into itself: name another directory")
     try:
         to.mkdir(parents=True, exist_ok=True)
+        _check_room(to, sum(tensor.nbytes for tensor in _stored(weights).values()))
         (to / MANIFEST).unlink(missing_ok=True)  # what is interrupted from here on does not look whole
         for name in COMPANIONS:
             (to / name).unlink(missing_ok=True)  # of a model that was converted to here before
@@ -170,4 +193,7 @@ def save(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> Non
         manifest = {"version": VERSION, "source": source.name, "formats": names, **({"own": own} if own else {})}
         (to / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     except OSError as error:
+        for name in (WEIGHTS, *COMPANIONS):  # they may have filled the disk
+            with contextlib.suppress(OSError):
+                (to / name).unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {to}: {error.strerror}; give a directory on a disk with room") from error

@@ -203,6 +203,14 @@ def test_convert(run: Run, talker: Path, tmp_path: Path) -> None:
     assert run("generate", tmp_path / "packed", *ask, "--expert-format", "q8_0")[0] == 0
 
 
+def test_a_gguf_file_is_not_converted(run: Run, tmp_path: Path) -> None:
+    """Said before it is loaded."""
+    (path := tmp_path / "model.gguf").write_bytes(b"no GGUF")
+    status, _, err = run("convert", path, tmp_path / "to")
+    assert status == 1
+    assert "run it as it is" in err
+
+
 def test_perplexity(run: Run, talker: Path, tmp_path: Path) -> None:
     (text := tmp_path / "text.txt").write_text("The wheel turns as fast as the water arrives. " * 4)
     status, out, _ = run("perplexity", talker, text, "--json", "--window", 64)

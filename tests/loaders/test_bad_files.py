@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -252,5 +254,37 @@ def test_converting_over_something_else(packed: Path, tmp_path: Path) -> None:
             converted.check_destination(to)
     for to in (packed, tmp_path / "new"):
         converted.check_destination(to)
+    (packed / "headrace.json").unlink()  # as what was ended before it was whole
+    converted.check_destination(packed)
+    (packed / "notes.txt").write_text("x")
+    with refused(OptionError, "other files"):
+        converted.check_destination(packed)
+
+
+def test_converting_into_itself(packed: Path) -> None:
     with LLM(str(packed), kernels="reference") as llm, refused(OptionError, "into itself", str(packed)):
         converted.save(packed, packed, llm.parts.weights, llm.parts.checkpoint.formats)
+
+
+def test_converting_onto_a_disk_without_room(packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before a byte is written; and where the disk fills up meanwhile, nothing stays that fills it."""
+    usage = shutil.disk_usage(tmp_path)
+    with LLM(str(packed), kernels="reference") as llm:
+        save = partial(converted.save, packed, tmp_path / "to", llm.parts.weights, llm.parts.checkpoint.formats)
+        monkeypatch.setattr(converted.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        with refused(OptionError, "0.000 GB are free", "make room"):
+            save()
+        assert not (tmp_path / "to" / "headrace.safetensors").exists()
+        monkeypatch.undo()
+
+        def fills_up(path: Path, *_: object) -> None:
+            path.write_bytes(b"x")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(converted.safetensors, "write", fills_up)
+        with refused(CheckpointError, "No space left on device", "a disk with room"):
+            save()
+        assert not (tmp_path / "to" / "headrace.safetensors").exists()
+        monkeypatch.undo()
+        save()
+    assert (tmp_path / "to" / "headrace.json").exists()
