@@ -135,6 +135,7 @@ class Hardware:
     more_tokens: Callable[[float], float] | None = None  # measured: what tokens but the first add to that
     shared: Range = Range(0.0, 0.0, 0.0)  # what its shared expert adds
     logit: Range = Range(0.0, 0.0, 0.0)  # what every logit of a pass costs
+    row: Range = Range(0.0, 0.0, 0.0)  # what every sequence but the first adds to a pass, outside of its layers
     measured: bool = False
     # Of a run: from the first GPU down and to the second; by format, the shares of their rates that the CPU's experts
     # and copies up keep beside each other; where its figures come from, for people.

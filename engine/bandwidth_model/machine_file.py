@@ -83,6 +83,7 @@ def of_profile(profile: Profile) -> Hardware:
         more_tokens=profile.more_tokens,
         shared=exactly(profile.shared_s),
         logit=exactly(profile.logit_s),
+        row=exactly(profile.row_s),
         measured=True,
     )
 

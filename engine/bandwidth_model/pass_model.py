@@ -149,8 +149,9 @@ class PassModel:
         """A pass whose layers are on several machines: these as they were measured, what is outside of layers from the
         rates of this one."""
         rows, head = self.sizes.row.times(done.tokens), done.bytes.get(CPU_DRAM, {}).get(HEAD, 0)
-        overhead = Overhead(done.tokens, 0, 0, self._logit_rows(done) * self.spec.vocab)
-        loads = (Weights(CPU_DRAM, rows, 0), Weights(CPU_DRAM, self.sizes.head.spread(head), 0), overhead)
+        ends = self._logit_rows(done)
+        overhead = Overhead(done.tokens, 0, 0, ends * self.spec.vocab, ends)
+        loads = (Weights(CPU_DRAM, rows, 0), Weights(CPU_DRAM, self.sizes.head.spread(head), 0, max(1, ends)), overhead)
         outside = predict([in_turn(*loads)], self.machine)
         is_prompt = done.tokens > len(done.sequences)
         work = Work(tokens=done.tokens, is_prompt=is_prompt, context=done.context)
@@ -276,7 +277,8 @@ class PassModel:
     def _overhead(self, done: Pass) -> Overhead:
         spec = self.spec
         shared = spec.moe_layers if spec.moe.shared_width else 0
-        return Overhead(done.tokens, len(spec.layers), shared, self._logit_rows(done) * spec.vocab)
+        rows = self._logit_rows(done)
+        return Overhead(done.tokens, len(spec.layers), shared, rows * spec.vocab, rows)
 
     def _layer(self, work: LayerWork, is_decode: bool) -> list[Step] | None:
         """One layer's experts on all tiers, with the shared one."""

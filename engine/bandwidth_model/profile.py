@@ -45,8 +45,9 @@ class Profile:
     batch, crowd: bandwidths of matrices and of experts that several tokens ("4", "16") are multiplied by at once, by
     format. attention: bytes of a bf16 cache per second, by queries on a key: query heads to a key/value head x tokens
     ("1", "8", "512"). stream_by_threads: plain reads by so many threads.
-    layer_s, layer_batch, shared_s, pass_s, logit_s: seconds that a layer takes besides what it reads, with one token
-    and with several ("4", "128"); that a shared expert adds to it; a pass; each of its logits (`bench/overhead.py`).
+    layer_s, layer_batch, shared_s, pass_s, logit_s, row_s: seconds that a layer takes besides what it reads, with one
+    token and with several ("4", "128"); that a shared expert adds to it; a pass; each of its logits; each of its
+    sequences but the first (`bench/overhead.py`).
     disk, nodes, copies, notes: other ways into memory (`measure/link_rates.py`). together: two of them, or experts and
     one of them, at once (`measure/contention.py`), by their names with " + " between: the rate of each while the other
     runs, by its name, and alone, by its name and " alone". pace_s, undisturbed, busy: of the measurement itself: the
@@ -72,6 +73,7 @@ class Profile:
     shared_s: float = 0.0
     pass_s: float = 0.0
     logit_s: float = 0.0
+    row_s: float = 0.0
     disk: dict[str, float] = field(default_factory=dict)
     nodes: dict[str, float] = field(default_factory=dict)
     copies: dict[str, float] = field(default_factory=dict)

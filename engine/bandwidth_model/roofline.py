@@ -143,18 +143,20 @@ class Link:
 @dataclass(frozen=True, slots=True)
 class Overhead:
     """What a pass costs besides: once, for its layers (of them `shared` with a shared expert) by the number of tokens,
-    and for its logits."""
+    for its logits, and for each of `rows` sequences but the first that get a token."""
 
     tokens: int
     layers: int
     shared: int
     logits: int
+    rows: int = 1
     term: str = FIXED
 
     def seconds(self, machine: Hardware, end: End = "mid") -> float:
         more = 0.0 if machine.more_tokens is None else machine.more_tokens(self.tokens)
         layers = self.layers * (machine.layer.at(end) + more) + self.shared * machine.shared.at(end)
-        return machine.fixed.at(end) + layers + self.logits * machine.logit.at(end)
+        rows = max(0, self.rows - 1) * machine.row.at(end)
+        return machine.fixed.at(end) + layers + self.logits * machine.logit.at(end) + rows
 
 
 @dataclass(frozen=True, slots=True)

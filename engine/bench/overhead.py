@@ -7,6 +7,7 @@ Learned with the engine itself, on random models that read the same bytes and ar
     shared  (time with a shared expert in place of one routed expert - time without) / MANY
     pass    time of a pass outside of the decoder's forward, less that of its logits
     logit   time to take memory for logits, write them, and find the largest, a logit
+    row     (the same time as of `pass` with BATCH sequences - that with one) / (BATCH - 1)
 
 A layer reads ten megabytes: where the caches keep the code of a step, it takes less than in a model of real size.
 """
@@ -50,13 +51,15 @@ BASE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Overhead:
-    """Seconds: of a layer with one token and with several, of its shared expert, of a pass, of a logit."""
+    """Seconds: of a layer with one token and with several, of its shared expert, of a pass, of a logit, of a sequence
+    but the first."""
 
     layer_s: float
     layer_batch: dict[str, float]
     shared_s: float
     pass_s: float
     logit_s: float
+    row_s: float
 
 
 def shapes(many: int, few: int, width: int) -> dict[str, dict[str, Any]]:
@@ -80,20 +83,24 @@ def measure(context: Context, many: int = MANY, few: int = FEW, width: int = WID
     typical, outside = _steps(context, models, rounds)
     layer = {n: max(0.0, (typical["many", n] - typical["few", n]) / (many - few)) for n in (1, BATCH)}
     logit_s = _logit_seconds(context, 4 * rounds)
+    of_pass = {n: around - n * logit_s * BASE["vocab_size"] for n, around in outside.items()}
     return Overhead(
         layer_s=layer[1],
         layer_batch={str(BATCH): layer[BATCH], str(PROMPT): layer[1] + _prompt_seconds(context, 4 * rounds)},
         shared_s=max(0.0, (typical["shared", 1] - typical["many", 1]) / many),
-        pass_s=max(0.0, outside - logit_s * BASE["vocab_size"]),
+        pass_s=max(0.0, of_pass[1]),
         logit_s=logit_s,
+        row_s=max(0.0, (of_pass[BATCH] - of_pass[1]) / (BATCH - 1)),
     )
 
 
-def _steps(context: Context, models: dict[str, LLM], rounds: int) -> tuple[dict[tuple[str, int], float], float]:
-    """Medians of what ran undisturbed: seconds of a pass by model and tokens, and of one sequence's step outside of the
-    forward pass."""
+def _steps(
+    context: Context, models: dict[str, LLM], rounds: int
+) -> tuple[dict[tuple[str, int], float], dict[int, float]]:
+    """Medians of what ran undisturbed: seconds of a pass by model and tokens, and of a step of so many sequences
+    outside of the forward pass."""
     steps: dict[tuple[str, int], list[Sample]] = {run: [] for run in RUNS}
-    outside: list[Sample] = []
+    outside: dict[int, list[Sample]] = {1: [], BATCH: []}
     pace = Pace(context)
 
     def one_round() -> None:  # in turns, so that a slow moment does not hit one of them alone
@@ -102,10 +109,11 @@ def _steps(context: Context, models: dict[str, LLM], rounds: int) -> tuple[dict[
             found = _decode(models[name], batch)
             now = pace.since_before()
             steps[name, batch] += [Sample(step, now) for step, _ in found]
-            outside.extend(Sample(around, now) for _, around in found if batch == 1)
+            outside[batch] += [Sample(around, now) for _, around in found]
 
     def forget() -> None:
-        del outside[-TOKENS * sum(batch == 1 for _, batch in RUNS) :]
+        for batch, samples in outside.items():
+            del samples[-TOKENS * sum(one == batch for _, one in RUNS) :]
         for samples in steps.values():
             del samples[-TOKENS:]
 
@@ -114,7 +122,7 @@ def _steps(context: Context, models: dict[str, LLM], rounds: int) -> tuple[dict[
     alone(rounds, one_round, forget)
     best_s = best([one.pace_s for samples in steps.values() for one in samples])
     typical = {run: statistics.median(steady(samples, best_s)) for run, samples in steps.items()}
-    return typical, statistics.median(steady(outside, best_s))
+    return typical, {batch: statistics.median(steady(samples, best_s)) for batch, samples in outside.items()}
 
 
 def _model(context: Context, config: dict[str, Any]) -> LLM:

@@ -130,7 +130,7 @@ class Model:
     def overhead(self, tokens: int, rows: int) -> Overhead:
         """What a pass costs whatever it reads; rows: whose logits are wanted."""
         shared = sum(1 for sizes in self.storage.layers if sizes.shared)
-        return Overhead(tokens, len(self.model.layers), shared, rows * self.model.vocab)
+        return Overhead(tokens, len(self.model.layers), shared, rows * self.model.vocab, rows)
 
     def outside(self, placement: Placement, tokens: int, rows: int) -> Step:
         """The head for so many rows, and what else lies outside of layers: read once; embeddings of the tokens."""

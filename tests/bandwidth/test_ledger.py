@@ -142,6 +142,9 @@ def test_seconds_are_bytes_over_the_bandwidth_of_the_kernel_that_reads_them() ->
     assert terms == pytest.approx({"cpu_dram": 4.0, "fixed": 24 * 0.11 + 0.001 + 151936e-6})
     terms = predicted(read, costly, formats, spec, 2).terms
     assert terms["fixed"] == pytest.approx(24 * (0.2 + 0.01) + 0.001 + 2 * 151936e-6)
+    crowd = predicted(read, dataclasses.replace(costly, row_s=0.25), formats, spec, 3).terms
+    alone = predicted(read, costly, formats, spec, 3).terms
+    assert crowd["fixed"] - alone["fixed"] == pytest.approx(2 * 0.25), "every sequence but the first"
     del read["head"]
     terms = predicted(read, costly, formats, spec, 256, 1).terms
     assert terms["fixed"] == pytest.approx(24 * (2.0 + 0.01) + 0.001), "no logits; a layer's cost grows with tokens"

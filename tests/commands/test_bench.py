@@ -350,6 +350,7 @@ def test_overhead_is_measured() -> None:
     assert set(found.layer_batch) == {"4", "128"}
     assert 0 <= found.layer_s < 0.1
     assert 0 <= found.shared_s < 0.1
+    assert 0 <= found.row_s < 0.1
 
 
 # ---- room for the largest batch

@@ -33,6 +33,8 @@ class Part:
 def cut(inputs: Inputs, count: int) -> list[Part]:
     """About so many parts, as even as can be."""
     places, rows_R, T = inputs.places, inputs.wanted_rows, len(inputs.ids_T)
+    if count == 1:
+        return [Part(0, T, places, rows_R, inputs.spans)]
     able = [piece.last for piece in places.pieces] or list(range(1, T + 1))
     wanted = [T * number / count for number in range(1, count)]
     ends = sorted({T, *(min(able, key=lambda end: abs(end - one)) for one in wanted)})

@@ -3,18 +3,23 @@
 Tokens that mean nothing go to one machine after the other. Of what they take, the round trip and the rows' time on the
 link are taken off; what is left is the machine's, Python on both sides included. Tokens are drawn, so that they choose
 different experts. What they leave in the caches is overwritten before anybody reads it.
+
+Passes of a few tokens follow each other, as those that decode do: one behind a long prompt takes half as long again. Of
+each the choices come back and are counted, as in every pass of a run.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
 
 from ....kernels.decoder_layer import Pages, Places
+from ....kernels.passes.tally import Tally
 from ...bandwidth_model.hardware import exactly
 from ...bandwidth_model.network.hops import Costs
 from ...bandwidth_model.network.stops import Stop
@@ -28,9 +33,10 @@ from .parts import Part
 if TYPE_CHECKING:
     from .net_layers import NetLayers
 
-DECODE, PROMPT = (1, 4, 16, 64), (16, 64, 256)  # tokens
+DECODE, PROMPT = (1, 2, 4, 16, 64), (16, 64, 256)  # tokens; parts of a few sequences have the sizes between
 SECONDS, LONG = 1.0, 3.0  # of all passes; of the fewest that there are, where machines are slow
-FEWEST, MOST, WARM = 3, 16, 2  # passes of a size that are timed, and first ones that are not
+FEWEST, MOST, WARM = 3, 16, 2  # rounds, and first passes of a size that are not timed
+TURN = 4  # passes of a few tokens in a round, of which the first is not timed
 I32 = torch.int32
 
 
@@ -48,9 +54,15 @@ def measure(net: NetLayers, most_tokens: int, most_sequences: int) -> dict[int, 
         late = time.perf_counter() - start
         for size in sizes:
             if (number < WARM + FEWEST and (number == 0 or late < LONG * (number + 1))) or late < SECONDS:
-                for sampler in samplers:  # in turn, as passes go: what disturbs one disturbs all
-                    sampler.take(*size)
+                _take(samplers, *size, 1 if size[1] or late > SECONDS else TURN)
     return {sampler.node: sampler.stop() for sampler in samplers}
+
+
+def _take(samplers: Sequence[_Sampler], tokens: int, is_prompt: bool, times: int) -> None:
+    """Passes of a size one behind the other; of several the first is as long as what was before makes it."""
+    for number in range(times):
+        for sampler in samplers:  # in turn, as passes go: what disturbs one disturbs all
+            sampler.take(tokens, is_prompt, is_timed=number > 0 or times == 1)
 
 
 class _Sampler:
@@ -60,10 +72,13 @@ class _Sampler:
         self.net, self.node, self.route = net, node, [one for one in net.holders.route if one[0] == node]
         self.hop, self.layers = net.hop(node), sum(last - first for _, (first, last) in self.route)
         self.row = net.parts.wire.row(net.width)
+        self.tally = Tally(counts_2LE=torch.zeros(2, len(net.spec.layers), net.spec.moe.experts, dtype=torch.int64))
         self.taken: dict[tuple[int, bool], list[float]] = {}
 
-    def take(self, tokens: int, is_prompt: bool) -> None:
-        self.taken.setdefault((tokens, is_prompt), []).append(self._sample(tokens, is_prompt))
+    def take(self, tokens: int, is_prompt: bool, is_timed: bool) -> None:
+        took = self._sample(tokens, is_prompt)
+        if is_timed:
+            self.taken.setdefault((tokens, is_prompt), []).append(took)
 
     def stop(self) -> Stop:
         """What was found."""
@@ -80,11 +95,11 @@ class _Sampler:
     def _sample(self, tokens: int, is_prompt: bool) -> float:
         """Of one pass, less what the link takes."""
         x_TX, part = torch.randn(tokens, self.net.width), _part(self.net, tokens, is_prompt)
-        flow = Flow(self.net, [part], False, True)
-        flow.route = self.route
         start = time.perf_counter()
+        flow = Flow(self.net, [part], False, wants_choices=True)
+        flow.route = self.route
         with torch.inference_mode():
-            flow.run(x_TX, None)
+            flow.run(x_TX, self.tally)
         took = time.perf_counter() - start
         if self.hop is None:
             return took

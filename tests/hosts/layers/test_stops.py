@@ -79,7 +79,7 @@ def test_measured_at_the_start(variant: str, checkpoints: Checkpoints) -> None:
             assert [stop.hop is None for stop in route.stops] == [False, False]
             for one in route.stops:
                 assert [tokens for tokens, _ in one.prompt.points] == [16, 64]  # of 128 that the context holds
-                assert [tokens for tokens, _ in one.decode.points][:2] == [1, 4]
+                assert [tokens for tokens, _ in one.decode.points][:3] == [1, 2, 4]
             work = Work(tokens=64, is_prompt=True, context=0)
             assert sum(one.work_s(work) for one in route.stops) > 0
             assert sum(one.context_s for one in route.stops) > 0
