@@ -250,6 +250,13 @@ class EngineConfig:
         copies = [name for name in ABOUT_COPIES if getattr(self, name) not in (None, "auto")]
         if is_on_disk and not is_on_cpu and copies:
             raise OptionError(f"{copies[0]} is about experts that go to a GPU, and they stay on a disk: leave it out")
+        copies += ["tensor_split"] if self.tensor_split is not None else []
+        copies += ["handoff"] if self.handoff in GRAPHED else []
+        if self.hosts is not None and not is_on_cpu and copies:
+            raise OptionError(
+                f"{copies[0]} is not there beside hosts, where one GPU keeps its experts and steps are no graphs: "
+                "leave it out"
+            )
         if self.device == "cpu" and not is_on_cpu and (asked or others):
             raise OptionError(f"{(asked or others)[0]} is about a GPU, and device is 'cpu': leave one out")
 
@@ -267,8 +274,10 @@ class EngineConfig:
     @property
     def is_on_cpu(self) -> bool:
         """Whether no GPU is used: experts in RAM, in files, or on other machines."""
-        is_on_disk = self.asked_placement.kind == "disk" and not self.device.startswith(("cuda", "simulated"))
-        return self.hosts is not None or self.asked_placement.kind == "cpu" or is_on_disk
+        is_said = self.device.startswith(("cuda", "simulated"))  # a GPU beside a disk or hosts is
+        is_elsewhere = self.asked_placement.kind == "disk" or self.hosts is not None
+        has_layers = self.hosts is not None and self.split_by == "layers"
+        return has_layers or self.asked_placement.kind == "cpu" or (is_elsewhere and not is_said)
 
     @property
     def ram_bytes(self) -> int | None:
@@ -278,7 +287,8 @@ class EngineConfig:
     @property
     def has_two_gpus(self) -> bool:
         """Whether what is asked for may use a second GPU."""
-        return self.shares is not None or self.second_vram is not None or self.asked_placement.kind == "file"
+        is_file = self.asked_placement.kind == "file" and self.hosts is None
+        return self.shares is not None or self.second_vram is not None or is_file
 
     @property
     def shares(self) -> tuple[float, float] | None:

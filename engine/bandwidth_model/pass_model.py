@@ -135,15 +135,24 @@ class PassModel:
             return self._through(done, network.route)
         if network is None or network.costs is None:
             return None
-        steps = [in_turn(*(load for load in self._common(done) if not (isinstance(load, Weights) and load.experts)))]
+        common = (load for load in self._common(done) if not (isinstance(load, Weights) and load.experts))
+        steps = [in_turn(*self._links(done), *common)]
         for work in done.layers:
             asked = tuple(self._asked(work, one, network) for one in work.hosts)
-            shared = Weights(CPU_DRAM, self.sizes.layers[work.layer].shared, 0, work.tokens)
-            here = (self._experts(work, CPU_DRAM), shared)
-            steps += [in_turn(replace(shared, times=-1)), side_by_side((Exchange(asked),), here)]
+            steps += self._beside_hosts(work, Exchange(asked))
             if asked:
                 steps.append(in_turn(Cost(network.costs, work.tokens)))
         return predict([*steps, in_turn(self._overhead(done))], self.machine)
+
+    def _beside_hosts(self, work: LayerWork, exchange: Exchange) -> list[Step]:
+        """A layer's exchange beside what this machine computes meanwhile: on a GPU also the link to it."""
+        size, own = self.sizes.layers[work.layer].shared, self._experts(work, CPU_DRAM)
+        if self.main == CPU_DRAM:
+            shared = Weights(CPU_DRAM, size, 0, work.tokens)
+            return [in_turn(replace(shared, times=-1)), side_by_side((exchange,), (own, shared))]
+        here = (self._experts(work, GPU_HBM), Weights(GPU_HBM, size, work.tokens * self.shared_flops))
+        down, up = Link(D2H, _total(work.bytes, D2H)), Link(H2D, _total(work.bytes, H2D))
+        return [in_turn(down), side_by_side((exchange,), (own,), here), in_turn(up)]
 
     def _through(self, done: Pass, route: Route) -> Prediction:
         """A pass whose layers are on several machines: these as they were measured, what is outside of layers from the

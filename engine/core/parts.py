@@ -27,6 +27,7 @@ from ..experts.host_buffers import HostBuffers
 from ..generation.admission import Admission
 from ..hosts.layers.net_layers import NetLayers
 from ..hosts.net_experts import NetExperts
+from ..hosts.vram.beside_gpu import NetBesideGpu
 from ..ledger.timers import Timers
 from ..memory.expert_arena import ExpertArena
 from ..memory.kv_budget import KVBudget
@@ -125,15 +126,22 @@ class EngineParts:
         """The hosts of experts, or of layers, as they were measured, where there are some."""
         if isinstance(self.decoder.beyond, NetLayers):
             return self.decoder.beyond.network
-        return self.decoder.experts.network if isinstance(self.decoder.experts, NetExperts) else None
+        return None if self.net_experts is None else self.net_experts.network
+
+    @property
+    def net_experts(self) -> NetExperts | None:
+        """The experts on several machines, where there are some."""
+        experts = self.decoder.experts
+        found = experts.net if isinstance(experts, NetBesideGpu) else experts
+        return found if isinstance(found, NetExperts) else None
 
     def close(self) -> None:
         """Ends the threads of graphs, pinning and reading, after which a model with graphs, or with experts on a disk,
         cannot decode."""
         if isinstance(self.expert_cache, DiskCache):
             self.expert_cache.close()
-        if isinstance(self.decoder.experts, NetExperts):
-            self.decoder.experts.close()
+        if self.net_experts is not None:
+            self.net_experts.close()
         if self.decoder.beyond is not None:
             self.decoder.beyond.close()
         if self.graphed is not None:

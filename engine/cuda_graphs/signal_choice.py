@@ -69,6 +69,9 @@ def obstacle(
     if Tier.DISK in placement.tiers:
         return Obstacle("experts on a disk are read between the layers of a step, and a graph waits for nothing",
                         "a placement with all experts in memory")  # fmt: skip
+    if Tier.NET in placement.tiers:
+        return Obstacle("hosts are waited for between the layers of a step, and a graph waits for nothing",
+                        "a run without hosts")  # fmt: skip
     if runtime is None:
         return Obstacle(f"graphs are what the stream of a GPU runs, and {problem}", "--device cuda")
     if config.kernels == "reference":

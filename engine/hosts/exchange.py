@@ -54,7 +54,13 @@ class Exchange:
         self.mine: list[Tensor] = []
         self.booked = Booked()
         self.own_pairs = 0
+        self.is_left_out = False  # whether some choices are
         self.own: set[int] = set()
+
+    def leave_out(self) -> None:
+        """Choices of no expert here (-1) are nobody's: their rows are nothing."""
+        self.rows_PD.zero_()
+        self.is_left_out = True
 
     @property
     def wired(self) -> Wired:
@@ -75,7 +81,8 @@ class Exchange:
         most = min(MOST_ROWS, max(1, EXPERT_OUT_BYTES // (self.K * (self.D + SPARE) * F32)))
         for first in range(0, self.T, most):
             last = min(self.T, first + most)
-            self._ask(torch.arange(first * self.K, last * self.K))
+            pairs_N = torch.arange(first * self.K, last * self.K)
+            self._ask(pairs_N[self.ids_P[pairs_N] >= 0] if self.is_left_out else pairs_N)
         self._write()
 
     def _ask(self, pairs_N: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Who computes which expert now: the nodes of a run, what becomes of a lost one's experts, and of one that comes back.
 
-The coordinator is node 0, hosts count from 1. `home` says whose an expert is, `replicas` who else has it, `owners` who
+The coordinator is node 0, hosts count from 1, and IN_VRAM is what the coordinator's GPU has. `home` says whose an
+expert is, `replicas` who else has it, `owners` who
 computes it at the moment where no more than one has it. Experts keep no state, so that any node may take any row at any
 time.
 """
@@ -48,7 +49,7 @@ class Members(Nodes):
     def _holders(self, layer: int, expert: int) -> tuple[int, ...]:
         """The machines that have an expert and are there."""
         nodes = self.home[layer][expert], *self.replicas[layer].get(expert, ())
-        return tuple(node for node in nodes if node == 0 or self.links[node] is not None)
+        return tuple(node for node in nodes if node <= 0 or self.links[node] is not None)
 
     def row_of(self, layer: int, ids: Sequence[int]) -> list[int]:
         """By expert of a layer who computes it in a request of these choices."""

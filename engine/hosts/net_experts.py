@@ -54,14 +54,22 @@ class NetExperts:
         self.exchange: Exchange | None = None
         self.sending: Future[None] | None = None
 
-    def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor) -> Job:
-        """Starts a layer; shapes as of `CpuExperts.submit`. Raises DeviceError where experts cannot be had."""
+    @property
+    def is_asked(self) -> bool:
+        """Whether a layer is under way."""
+        return self.exchange is not None
+
+    def submit(self, layer: int, x_TD: Tensor, ids_TK: Tensor, weights_TK: Tensor, *, is_partial: bool = False) -> Job:
+        """Starts a layer; shapes as of `CpuExperts.submit`. is_partial: ids may be -1, of choices that others
+        compute. Raises DeviceError where experts cannot be had."""
         number = self.number[layer]
         self._settle()
         if number <= self.last:
             self._take_in()
         self.last = number
         self.exchange = Exchange(self.parts, self.ops, number, x_TD, ids_TK, weights_TK, self.call)
+        if is_partial:
+            self.exchange.leave_out()
         self.exchange.ask_all()
         if not self.exchange.is_sent:
             self.sending = self.worker.submit(self.exchange.run, until_sent=True)

@@ -15,7 +15,8 @@ from ..config import EngineConfig
 from ..experts.disk.files import ExpertFiles
 from ..ledger.timers import Timers
 from ..memory.memory_plan import MemoryPlan
-from ..placement.placement import Placement, Tier
+from ..placement.placement import Tier
+from ..placement.placement_file import IN_VRAM
 from .dealing.dealt import Dealer, share
 from .joining import door, layer_costs
 from .joining.gathering import Candidate
@@ -24,6 +25,7 @@ from .messages.rows import WIRES
 from .messages.terms import Terms
 from .net_experts import NetExperts, Ready
 from .shelf import Shelf
+from .vram.beside_gpu import Beside, NetBesideGpu
 
 log = logging.getLogger("headrace")
 
@@ -56,7 +58,7 @@ class OnHosts:
         count, shown = config.hosts or 1, self.gathering.meeting.shown
         log.warning("waiting for %d hosts: headrace host MODEL --join %s", count, shown)
         self.candidates = self.gathering.first(count, config.host_wait)
-        dealer = Dealer(config, checkpoint.spec, stored, self.plan.room, self.candidates)
+        dealer = Dealer(config, checkpoint.spec, stored, self.plan, self.candidates)
         self.dealt = dealer.dealt(self.counts, self.ops)
         sizes = [layout.bytes for layout in stored.layouts]
         own = sum(len(row) * one for row, one in zip(share(self.dealt, 0), sizes, strict=True))
@@ -72,15 +74,17 @@ class OnHosts:
 
     def decided(self) -> MemoryPlan:
         """The plan with the experts that the coordinator keeps."""
-        rows = iter(self.dealt.home)
-        tiers = [
-            tuple(Tier.NET if owner else Tier.CPU for owner in next(rows)) if count else () for count in self.counts
-        ]
-        placement = Placement(name=self.plan.placement.name, main=Tier.CPU, experts=tuple(tiers))
-        return replace(self.plan, placement=placement)
+        rows, here = iter(self.dealt.home), {0: Tier.CPU, IN_VRAM: Tier.GPU0}
+        tiers = [tuple(here.get(owner, Tier.NET) for owner in next(rows)) if count else () for count in self.counts]
+        return replace(self.plan, placement=replace(self.plan.placement, experts=tuple(tiers)))
 
-    def make(self, plan: MemoryPlan, timers: Timers) -> NetExperts:
-        """The experts, when every host has loaded its own. Raises DeviceError for one that has not."""
+    def make(self, plan: MemoryPlan, timers: Timers, beside: Beside | None = None) -> NetExperts | NetBesideGpu:
+        """The experts, when every host has loaded its own; beside a GPU, if there is one. Raises DeviceError for a host
+        that has not."""
+        net = self._on_machines(timers)
+        return net if beside is None else NetBesideGpu(net, beside, plan.placement, timers)
+
+    def _on_machines(self, timers: Timers) -> NetExperts:
         self.files.check_names()
         shelf = Shelf(self.files, self.ops, self.room)
         own = [(layer, expert) for layer, experts in enumerate(share(self.dealt, 0)) for expert in experts]

@@ -34,7 +34,7 @@ from ..placement import placement_file
 from ..placement.placement import Placement, Tier
 from ..placement.tier_memory import TierMemory, of_free, of_needs, together
 from ..planning.storage import LayerBytes, Storage
-from . import kv_budget, mtp_rows, required, sharing
+from . import beside_hosts, kv_budget, mtp_rows, required, sharing
 from .kv_budget import KVBudget, PageBytes
 from .memory_plan import MemoryPlan
 from .required import EXPERT_CACHE, MTP, READING, STREAM
@@ -83,9 +83,9 @@ def plan_memory(
     Raises OptionError for what the model or the machine does not have, MemoryNeeded for a tier that is too small, with
     what it would have to hold.
     """
-    plan = _Plan(config, checkpoint, kv_format, devices)
+    plan = Planning(config, checkpoint, kv_format, devices)
     if config.hosts is not None:
-        return plan.on_layers() if config.split_by == "layers" else plan.on_hosts()
+        return beside_hosts.decide(plan)
     if config.asked_placement.kind == "disk":
         return plan.on_disk()
     if len(devices) == 1:
@@ -95,7 +95,7 @@ def plan_memory(
     return found
 
 
-class _Plan:
+class Planning:
     """One decision for a CPU, or for a GPU (or what plays one), or two."""
 
     def __init__(
@@ -127,10 +127,10 @@ class _Plan:
             return replace(self._on_disk_beside_a_gpu(), stored=stored)
         self.work += self.rows
         placement, free = placing.on_disk(self.counts), int(of_free(self.devices[Tier.CPU].free))
-        room = self._kv_budget(free)
+        room = self.budget_of(free)
         left = free - storage.common - storage.held - self.mtp - room.kv_bytes - self.work - self.buffers
         self._take_cache(left)
-        found = replace(self._fit(placement, room), stored=stored)
+        found = replace(self.fit(placement, room), stored=stored)
         required.require(found.memory[Tier.CPU], "RAM", placement)
         return found
 
@@ -142,37 +142,9 @@ class _Plan:
         required.require(in_vram, f"{Tier.GPU0.value} ({gpu.name})", placement)
         left = (ram.available or 0) - ram.total - (0 if gpu.is_cuda else in_vram.total)
         self._take_cache(int(left))
-        found = self._fit(placement, found.kv_budget)
+        found = self.fit(placement, found.kv_budget)
         in_ram = [found.memory[Tier.CPU], *([] if gpu.is_cuda else [in_vram])]
         required.require(together(in_ram, of_free(self.devices[Tier.CPU].free)), "RAM", placement)
-        return found
-
-    def on_hosts(self) -> MemoryPlan:
-        """Other machines hold experts: RAM holds everything else, and has room for some of them."""
-        spec, storage = self.spec, self.storage
-        if not self.checkpoint.entries:
-            raise OptionError("hosts read experts from a model's files, and random weights have none: no --hosts")
-        stored = StoredExperts(self.checkpoint)
-        self.buffers = 0 if stored.is_straight else staging.nbytes(stored.layouts, False)
-        self.work += 2 * rows.nbytes(self.tokens, spec.moe.top_k, spec.hidden)
-        placement, free = placing.on_hosts(self.counts, "hosts"), int(of_free(self.devices[Tier.CPU].free))
-        room = self._kv_budget(free)
-        left = free - storage.common - storage.held - self.mtp - room.kv_bytes - self.work - self.buffers
-        found = replace(self._fit(placement, room), stored=stored, room=max(0, left))
-        required.require(found.memory[Tier.CPU], "RAM", placement)
-        return found
-
-    def on_layers(self) -> MemoryPlan:
-        """Other machines hold layers with their cache: RAM holds what is outside of layers, and has room for some."""
-        if not self.checkpoint.entries:
-            raise OptionError("hosts read layers from a model's files, and random weights have none: no --hosts")
-        free = int(of_free(self.devices[Tier.CPU].free))
-        placement, budget = placing.all_on(Tier.CPU, self.counts), self._kv_budget(free)
-        outside = round(self.storage.outside_in.total)
-        needs = {"embedding": self.storage.held, "head": outside, "buffers of a pass": self.work}
-        memory = {Tier.CPU: of_needs(needs, free)}
-        found = replace(self._fit(placement, budget), memory=memory, room=max(0, free - sum(needs.values())))
-        required.require(memory[Tier.CPU], "RAM", placement)
         return found
 
     def beside_a_gpu(self, profile: Profile | None, graphs: bool) -> MemoryPlan:
@@ -210,14 +182,14 @@ class _Plan:
         """A placement with as much cache as may be taken of what it leaves."""
         weights = self._weights(placement, placement.main, self._table(placement))
         left = self.devices[placement.main].free - sum(weights.values()) - self._buffers(placement) - self.work
-        return self._fit(placement, kv_budget.plan(self.config, self.spec, self.cache_pages, left, self.work))
+        return self.fit(placement, kv_budget.plan(self.config, self.spec, self.cache_pages, left, self.work))
 
     def _cached(self) -> MemoryPlan:
         """All experts in RAM, and places for some of them in what the cache of keys and values leaves of VRAM."""
-        placement, (room, left) = placing.n_cpu_moe(self.counts, len(self.counts)), self._room()
+        placement, (room, left) = placing.n_cpu_moe(self.counts, len(self.counts)), self.room()
         besides = self._buffers(placement) + (self.storage.held if self._table(placement) is Tier.GPU0 else 0)
         self._take_cache(left - besides)
-        found = self._fit(placement, room)
+        found = self.fit(placement, room)
         if self.config.cache_bytes(sum(self.sizes)) is not None or self.cache == sum(self.sizes):
             return found
         return self._shared(found, left - besides + room.kv_bytes)
@@ -225,14 +197,14 @@ class _Plan:
     def _shared(self, found: MemoryPlan, room: int) -> MemoryPlan:
         """The same where pages and experts share so many bytes: then more sequences may have pages, since they take
         them from experts only as long as they need them."""
-        budget, sizes = self._kv_budget(room, PAGES_SHARE), self._expert_sizes
+        budget, sizes = self.budget_of(room, PAGES_SHARE), self._expert_sizes
         most = sum(self.sizes) + moving(1, sizes)
         cache = max(0, min(room - budget.kv_bytes, most))
         what = sharing.share(self.spec, self.format, sizes, budget, self.spare_pages, cache)
         if isinstance(what, str):
             return replace(found, not_shared=what)
         self.cache, self.moving = cache, 0
-        return replace(self._fit(found.placement, budget), shared=what)
+        return replace(self.fit(found.placement, budget), shared=what)
 
     @property
     def _expert_sizes(self) -> tuple[int, ...]:
@@ -247,14 +219,14 @@ class _Plan:
         self.cache = max(0, min(left - moving(left, sizes), experts)) if asked is None else asked
         self.moving = moving(min(self.cache, experts), sizes)
 
-    def _room(self) -> tuple[KVBudget, int]:
+    def room(self) -> tuple[KVBudget, int]:
         """The cache of keys and values, for one sequence of the context, and for more within its share; and the bytes
         that it leaves for experts."""
         main = self.devices[Tier.GPU0]
-        room = self._kv_budget(main.free)
+        room = self.budget_of(main.free)
         return room, main.free - self.storage.common - self.mtp - room.kv_bytes - self.work
 
-    def _kv_budget(self, free: int, share: float = CACHE_SHARE) -> KVBudget:
+    def budget_of(self, free: int, share: float = CACHE_SHARE) -> KVBudget:
         """The cache of keys and values where experts take what it leaves: of one sequence, of more within a share."""
         kv_budget.check_context(self.config.max_context, self.spec)
         context = self.config.max_context or min(self.spec.context, DEFAULT_CONTEXT)
@@ -262,11 +234,11 @@ class _Plan:
 
     def _auto(self) -> MemoryPlan:
         """The cache first, then experts as they fit."""
-        room, left = self._room()
+        room, left = self.room()
         placement = self._filled(left)
         if self._buffers(placement):
             placement = self._filled(left - self.buffers)
-        return self._fit(placement, room)
+        return self.fit(placement, room)
 
     def _filled(self, left: int) -> Placement:
         """As many experts in VRAM as fit into so many bytes of the first GPU, and the second one."""
@@ -285,7 +257,7 @@ class _Plan:
     def _table(self, placement: Placement) -> Tier:
         """Where the embedding lies: in RAM as long as experts do, for a token reads one row of it; with the head, if
         it is that."""
-        is_outside = Tier.CPU in placement.tiers or Tier.DISK in placement.tiers
+        is_outside = any(tier in placement.tiers for tier in (Tier.CPU, Tier.DISK, Tier.NET))
         return Tier.CPU if is_outside and not self.spec.tied_head else placement.main
 
     def _weights(self, placement: Placement, tier: Tier, table: Tier) -> dict[str, int]:
@@ -298,14 +270,14 @@ class _Plan:
             **({MTP: self.mtp} if self.mtp and tier is main else {}),
         }
 
-    def _fit(self, placement: Placement, room: KVBudget) -> MemoryPlan:
+    def fit(self, placement: Placement, room: KVBudget) -> MemoryPlan:
         """What every tier will hold; of RAM as much as is free may be taken, less what is not ours."""
         table = self._table(placement)
         memory: dict[Tier, TierMemory] = {}
         stores = () if self.config.second_vram is None else (Tier.GPU1,)
         for tier in dict.fromkeys((*placement.tiers, *stores, Tier.CPU)):
             if tier in (Tier.DISK, Tier.NET):
-                memory[tier] = of_needs({"experts": sum(self.sizes)}, None)
+                memory[tier] = of_needs({"experts": placing.expert_bytes(placement, self.sizes, tier)}, None)
                 continue
             free = self.devices[tier].free
             needs = self._needs(placement, room, tier, table)
@@ -335,7 +307,7 @@ class _Plan:
             sizes = self.tokens, self.config.max_sequences, room.max_context, rows, has_states, len(room.windows)
             per_token = 8 * spec.hidden + 4 * spec.moe.top_k * (1 + len(spec.layers))
             needs["hand-off"] = self.tokens * per_token + largest_pass(*sizes).nbytes + self.mailbox
-            has_experts = needs["experts"] or Tier.DISK in placement.tiers
+            has_experts = needs["experts"] or Tier.DISK in placement.tiers or Tier.NET in placement.tiers
             needs["buffers of a pass"] = self.rows + (kv_budget.work_bytes(spec, self.tokens, 1) if has_experts else 0)
         if tier is Tier.GPU1 and self.config.second_vram is not None:
             needs["stored experts"] = int(self.config.second_vram * 1e9)

@@ -50,17 +50,26 @@ class MemoryPlan:
         return self.kv_budget.pages if self.shared is None else 0
 
     @property
+    def has_shelf(self) -> bool:
+        """Whether experts of RAM are read by themselves, as beside hosts, which may have got none."""
+        return self.stored is not None and Tier.DISK not in self.placement.tiers
+
+    @property
     def bytes_in_ram(self) -> list[int]:
-        """Bytes of experts in RAM, by layer."""
+        """Bytes of experts that are loaded into RAM with the rest, by layer; beside hosts they go to a shelf."""
+        if self.has_shelf:
+            return [0] * len(self.experts)
         return placing.bytes_by_layer(self.placement, self.experts, Tier.CPU)
 
     def where(self, devices: Mapping[Tier, Device]) -> Where | None:
         """Where the weights are to be allocated; None where all is RAM and nothing is split."""
         tiers = self.placement.tiers
-        if self.placement.main is Tier.CPU and Tier.DISK not in tiers and Tier.NET not in tiers:
+        if self.placement.main is Tier.CPU and Tier.DISK not in tiers and not self.has_shelf:
             return None
-        names = {tier: (Tier.NET if Tier.NET in tiers else tier).value for tier in Tier}  # hosts fill a shelf instead
-        in_files = {tier.value: "meta" for tier in (Tier.DISK, Tier.NET) if tier in tiers}
+        names = {tier: tier.value for tier in Tier}
+        if self.has_shelf:
+            names[Tier.CPU] = Tier.NET.value
+        in_files = {tier.value: "meta" for tier in (Tier.DISK, Tier.NET)}
         return Where(
             common=str(devices[self.placement.main].place),
             embed=str(devices[self.table].place),

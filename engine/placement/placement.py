@@ -84,9 +84,17 @@ def on_disk(counts: Sequence[int], main: Tier = Tier.CPU) -> Placement:
     return Placement(name="disk", main=main, experts=tuple((Tier.DISK,) * count for count in counts))
 
 
-def on_hosts(counts: Sequence[int], name: str) -> Placement:
-    """The experts on other machines, everything else in RAM here."""
-    return Placement(name=name, main=Tier.CPU, experts=tuple((Tier.NET,) * count for count in counts))
+def on_hosts(counts: Sequence[int], name: str, main: Tier = Tier.CPU) -> Placement:
+    """The experts on other machines, everything else here: in RAM, or on a GPU."""
+    return Placement(name=name, main=main, experts=tuple((Tier.NET,) * count for count in counts))
+
+
+def beside_hosts(counts: Sequence[int], sizes: Sequence[int], left: int) -> Placement:
+    """As many whole layers' experts in so many bytes of VRAM as fit, from the last one down: each saves a round trip.
+    The others on other machines. sizes: bytes of each layer's experts."""
+    placed = fill_from_last(sizes, {Tier.GPU0.value: left}, {Tier.GPU0.value: 0})
+    rows = tuple(((Tier.NET if tier is None else Tier.GPU0),) * n for tier, n in zip(placed, counts, strict=True))
+    return Placement(name="auto", main=Tier.GPU0, experts=rows)
 
 
 def n_cpu_moe(counts: Sequence[int], layers: int) -> Placement:

@@ -19,6 +19,7 @@ from ...errors import OptionError
 from .placement import Placement, Tier, nearest
 
 Place = TypeVar("Place")
+IN_VRAM = -1  # in place of a machine's number: the coordinator's GPU
 VERSION = 1
 TOP_KEYS = ("version", "default", "rules")
 RULE_KEYS = ("layers", "experts", "tier")
@@ -31,12 +32,23 @@ def read(path: Path, counts: Sequence[int], tiers: Sequence[Tier], main: Tier = 
     return Placement(name=path.name, main=main, experts=tuple(map(tuple, rows)))
 
 
-def read_hosts(path: Path, counts: Sequence[int], names: Sequence[str]) -> list[list[tuple[int, ...]]]:
+def read_hosts(
+    path: Path, counts: Sequence[int], names: Sequence[str], has_gpu: bool = False
+) -> list[list[tuple[int, ...]]]:
     """By layer and expert the numbers of the nodes that have it, of a file whose tiers are "cpu" (0: here), the names
-    of hosts or host1, host2, ... in the order of their names, and lists of these. Raises OptionError."""
+    of hosts or host1, host2, ... in the order of their names, and lists of these; beside a GPU also "gpu0" (IN_VRAM).
+    Raises OptionError."""
     known = {"cpu": (0,), **{f"host{number}": (number,) for number in range(1, len(names) + 1)}}
+    known |= {Tier.GPU0.value: (IN_VRAM,)} if has_gpu else {}
     known |= {name: (number,) for number, name in enumerate(names, 1)}
     return _HostsFile(str(path), counts, known, [*known.values()]).rows(_json(path))
+
+
+def read_in_vram(path: Path, counts: Sequence[int]) -> Placement:
+    """The same of a file for hosts whose names are not known yet: what it has in VRAM, and all else on the network.
+    Raises OptionError."""
+    rows = _VramFile(str(path), counts, {}, ()).rows(_json(path))
+    return Placement(name=path.name, main=Tier.GPU0, experts=tuple(map(tuple, rows)))
 
 
 def _json(path: Path) -> Any:
@@ -149,3 +161,12 @@ class _HostsFile(_File[tuple[int, ...]]):
             raise self._error(where, value, "name a host, or a list of hosts that each have a copy")
         each = [super(_HostsFile, self)._tier(one, where) for one in value]
         return tuple(dict.fromkeys(node for nodes in each for node in nodes))
+
+
+class _VramFile(_File[Tier]):
+    """One whose hosts are not there yet."""
+
+    def _tier(self, value: Any, where: str) -> Tier:
+        if isinstance(value, list) and Tier.GPU0.value in value:
+            raise self._error(where, value, "what lies in VRAM has no copy: name gpu0 alone, or machines")
+        return Tier.GPU0 if value == Tier.GPU0.value else Tier.NET

@@ -21,7 +21,6 @@ from ..devices.host import HUGE_FROM, quota
 from ..experts.cache import report
 from ..generation.outputs import Completion
 from ..hosts.layers.net_layers import NetLayers
-from ..hosts.net_experts import NetExperts
 from ..ledger import in_formats
 from ..ledger.ledger import Ledger
 from ..ledger.pass_bytes import GROUPS
@@ -95,25 +94,31 @@ def _rates(rows: list[TableRow]) -> list[str]:
 
 def _tiers(llm: LLM) -> list[str]:
     """The placement, and of every GPU what it is, what it holds and what it may hold."""
-    if isinstance(llm.parts.decoder.experts, NetExperts):
-        return host_rows.lines(llm)
+    if llm.parts.net_experts is not None:
+        return host_rows.lines(llm) + _gpus(llm)
     if (split := layer_rows.split_of(llm)) is not None:
         return [layer_rows.line(split)]
     if len(llm.parts.devices) == 1:
         return []
     why = llm.parts.memory_plan.why
     lines = [f"placement {llm.parts.placement.name}" + (f": {why}" if why else "")]
-    for tier in llm.parts.placement.tiers:
-        if tier is Tier.DISK:
-            continue
-        device, taken = llm.parts.devices[tier], llm.parts.memory_plan.memory[tier].total
-        if not device.is_host:
-            lines.append(f"{tier.value}: {device.name}, {size(taken)} of the {size(device.free)} that may be taken")
+    lines += _gpus(llm)
     if any(Tier.CPU in row for row in llm.parts.placement.experts):
         lines += llm.parts.memory_plan.offload.notes
     if llm.parts.expert_cache is not None:
         lines += report.at_start(llm.parts.expert_cache)
     return lines + _pinning(llm)
+
+
+def _gpus(llm: LLM) -> list[str]:
+    """Of every GPU what it is, what it holds and what it may hold."""
+    memory = llm.parts.memory_plan.memory
+    there = [(tier, llm.parts.devices[tier]) for tier in llm.parts.placement.tiers if tier in llm.parts.devices]
+    return [
+        f"{tier.value}: {device.name}, {size(memory[tier].total)} of the {size(device.free)} that may be taken"
+        for tier, device in there
+        if not device.is_host
+    ]
 
 
 def placement_rows(llm: LLM) -> list[TableRow]:
@@ -178,9 +183,10 @@ def _pinning(llm: LLM) -> list[str]:
 def _expert_rows(llm: LLM) -> Iterator[TableRow]:
     """The routed experts, a row for every tier that has some."""
     banks = [layer.experts for layer in llm.parts.weights.layers if layer.experts is not None]
-    if isinstance(llm.parts.decoder.experts, NetExperts):
+    if llm.parts.net_experts is not None:
         for what, where, read in host_rows.expert_rows(llm):
-            yield TableRow(what, where, _formats(read), size(round(read.total)), _kernel(llm.parts.main))
+            device = llm.parts.main if where == llm.parts.main.tier.value else llm.parts.devices[Tier.CPU]
+            yield TableRow(what, where, _formats(read), size(round(read.total)), _kernel(device))
         return
     for tier in llm.parts.placement.tiers:
         if len(llm.parts.devices) == 1 and tier is not Tier.DISK:

@@ -21,6 +21,7 @@ from ...experts.streaming import no_cuts
 from ...experts.tiered import TieredExperts
 from ...hosts.layers.on_layers import OnLayers
 from ...hosts.on_hosts import OnHosts
+from ...hosts.vram.beside_gpu import Beside
 from ...ledger.timers import Timers
 from ...memory.expert_arena import ExpertArena
 from ...memory.memory_plan import MemoryPlan
@@ -62,17 +63,15 @@ def experts(
         return CpuExperts([], ops), None
     banks, spec, main = [layer.experts for layer in weights.layers], checkpoint.spec, found[plan.placement.main]
     tokens = max(config.prefill_chunk, config.max_sequences)
-    sizes = {
-        "layers": len(spec.layers),
-        "tokens": tokens,
-        "hidden": spec.moe.latent or spec.hidden,
-        "top_k": spec.moe.top_k,
-    }
-    if isinstance(apart, OnDisk) and len(found) > 1:
-        host_buffers = HostBuffers(main, **sizes)
-        return apart.make(plan, timers, (main, host_buffers)), host_buffers
-    if apart is not None:
+    hidden, top_k = spec.moe.latent or spec.hidden, spec.moe.top_k
+    sizes = {"layers": len(spec.layers), "tokens": tokens, "hidden": hidden, "top_k": top_k}
+    if apart is not None and len(found) == 1:
         return apart.make(plan, timers), None
+    if apart is not None:
+        host_buffers = HostBuffers(main, **sizes)
+        if isinstance(apart, OnHosts):
+            return apart.make(plan, timers, Beside(main, host_buffers, banks)), host_buffers
+        return apart.make(plan, timers, (main, host_buffers)), host_buffers
     if len(found) == 1:
         whole = [bank for bank in banks if not isinstance(bank, TierBanks)]
         assert len(whole) == len(banks), "split banks without a second tier"

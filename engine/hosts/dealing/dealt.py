@@ -13,7 +13,10 @@ from ....loaders.weights.by_expert.stored import StoredExperts
 from ...bandwidth_model.network import balance
 from ...bandwidth_model.network.balance import Taker
 from ...config import EngineConfig
+from ...memory.memory_plan import MemoryPlan
 from ...placement import hosts_asked, placement_file
+from ...placement.placement import Tier
+from ...placement.placement_file import IN_VRAM
 from ...placement.tier_memory import of_free
 from ..joining import rate
 from ..joining.gathering import Candidate
@@ -32,28 +35,38 @@ class Dealt(NamedTuple):
 
 
 class Dealer:
-    """stored: the model's experts; room: bytes that the coordinator has for some; hosts: in the order of their
-    numbers."""
+    """stored: the model's experts; plan: which of them lie in VRAM, and bytes that the coordinator has in RAM for some;
+    hosts: in the order of their numbers."""
 
     def __init__(
-        self, config: EngineConfig, spec: ModelSpec, stored: StoredExperts, room: int, hosts: Sequence[Candidate]
+        self, config: EngineConfig, spec: ModelSpec, stored: StoredExperts, plan: MemoryPlan, hosts: Sequence[Candidate]
     ) -> None:
-        self.config, self.spec, self.stored, self.room, self.hosts = config, spec, stored, room, hosts
+        self.config, self.spec, self.stored, self.hosts = config, spec, stored, hosts
+        self.room, self.rows = plan.room, [row for row in plan.placement.experts if row]
+        self.has_gpu = plan.placement.main is Tier.GPU0
         self.sizes = [layout.bytes for layout in stored.layouts]
 
     def dealt(self, counts: Sequence[int], ops: Ops) -> Dealt:
         """counts: experts of every layer of the model. Raises OptionError, MemoryNeeded."""
         asked = self.config.asked_placement
         if asked.file is not None:
-            rows = placement_file.read_hosts(asked.file, counts, [one.name for one in self.hosts])
+            rows = placement_file.read_hosts(asked.file, counts, [one.name for one in self.hosts], self.has_gpu)
             return of_lists([row for row in rows if row])
         by_rate = self.config.placement is not None and asked.kind == "auto"
         weights = self._weights(ops) if by_rate else [0.0, *(1.0 for _ in self.hosts)]
         own = Node("the coordinator", self.room, weights[0])
         rooms = [int(of_free(one.free)) for one in self.hosts]
         nodes = [Node(one.name, room, w) for one, room, w in zip(self.hosts, rooms, weights[1:], strict=True)]
-        home = deal(self.stored.experts, self.sizes, [own, *nodes])
+        home = self._beside_vram(deal([row.count(Tier.NET) for row in self.rows], self.sizes, [own, *nodes]))
         return Dealt(home, self._copies(home, [0, *rooms]))
+
+    def _beside_vram(self, owners: Owners) -> Owners:
+        """Of all experts, those in VRAM among them. owners: of the others."""
+        found = []
+        for row, others in zip(self.rows, owners, strict=True):
+            turns = iter(others)
+            found.append([next(turns) if tier is Tier.NET else IN_VRAM for tier in row])
+        return found
 
     def _weights(self, ops: Ops) -> list[float]:
         """By machine the share of a layer with which all are done at once, by bandwidth and link."""
@@ -76,6 +89,7 @@ class Dealer:
         if asked is None:
             return [{} for _ in home]
         hot = replicas.hottest(asked.trace, self.spec, [len(row) for row in home], asked.share)
+        hot = [one for one in hot if home[one.layer][one.expert] != IN_VRAM]
         taken = [_bytes(home, number, self.sizes) for number in range(len(rooms))]
         left = [room - used for room, used in zip(rooms, taken, strict=True)]
         copies, without = replicas.place(hot, home, self.sizes, left)

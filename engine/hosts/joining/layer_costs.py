@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 
 def measure(experts: NetExperts, most_tokens: int) -> Costs | None:
     """By tokens of a layer; None where hosts have no experts. Raises DeviceError where experts cannot be had."""
-    layers = [layer for layer, row in enumerate(experts.members.owners) if any(row)]
+    layers = [layer for layer, row in enumerate(experts.members.owners) if any(owner > 0 for owner in row)]
     if not layers:
         return None
     found: dict[int, list[float]] = {tokens: [] for tokens in TOKENS if tokens <= most_tokens}
@@ -55,7 +55,7 @@ def measure(experts: NetExperts, most_tokens: int) -> Costs | None:
 def sample(experts: NetExperts, layer: int, tokens: int, draw: torch.Generator) -> Sample:
     """One layer (of those with experts) whose tokens choose among the experts of hosts, each as often as the others."""
     stored = experts.shelf.files.stored
-    there = torch.tensor([expert for expert, owner in enumerate(experts.members.owners[layer]) if owner])
+    there = torch.tensor([expert for expert, owner in enumerate(experts.members.owners[layer]) if owner > 0])
     count = min(stored.top_k, len(there))
     chosen = torch.rand(tokens, len(there), generator=draw).topk(count).indices
     ids_TK, x_TD = there[chosen].int(), torch.full((tokens, experts.shelf.files.layouts[layer].hidden), 0.01)

@@ -56,8 +56,8 @@ def check(hardware: Hardware, model: Architecture) -> None:
         raise OptionError("--hosts: this model has no routed experts to put there: leave it out")
     if hardware.gpus:
         raise OptionError(
-            f"--hosts: {hardware.gpus[0].name} of --hardware is no CPU, and a coordinator with hosts computes on its "
-            "CPU: name a CPU and RAM alone"
+            f"--hosts: {hardware.gpus[0].name} of --hardware is no CPU, and plans have none beside hosts yet, though "
+            "runs do: name a CPU and RAM alone"
         )
 
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ....loaders.quants.by_format import ByFormat
-from ...hosts.net_experts import NetExperts
 from ...llm import LLM
+from ...placement.placement import Tier
+from ...placement.placement_file import IN_VRAM
 
 
 def expert_rows(llm: LLM) -> Iterator[tuple[str, str, ByFormat]]:
     """What, where, and bytes by format: of the coordinator, and of each host that has some."""
-    experts = llm.parts.decoder.experts
-    assert isinstance(experts, NetExperts), "rows of hosts without hosts"
+    experts = llm.parts.net_experts
+    assert experts is not None, "rows of hosts without hosts"
     members, layouts = experts.members, experts.shelf.files.layouts
-    for number, name in enumerate(members.names):
+    names = {number: f"host {name}" if number else "RAM" for number, name in enumerate(members.names)}
+    if llm.parts.main.tier is Tier.GPU0:
+        names = {IN_VRAM: llm.parts.main.tier.value, **names}
+    for number, where in names.items():
         held = [len(row) for row in members.share(number)]
         if sum(held):
             pairs = zip(held, layouts, strict=True)
             read = ByFormat.sum(ByFormat.of(layout.bytes_by_format).times(count) for count, layout in pairs)
-            yield f"{sum(held)} experts", f"host {name}" if number else "RAM", read
+            yield f"{sum(held)} experts", where, read
 
 
 def remark(llm: LLM) -> str | None:
@@ -32,8 +36,8 @@ def remark(llm: LLM) -> str | None:
 
 def lines(llm: LLM) -> list[str]:
     """What goes over the wire, and what hosts and their links were measured to do, for people."""
-    experts = llm.parts.decoder.experts
-    assert isinstance(experts, NetExperts), "lines about hosts without hosts"
+    experts = llm.parts.net_experts
+    assert experts is not None, "lines about hosts without hosts"
     parts, members = experts.parts, experts.members
     rows = f"sums go back as {parts.wire.name}" if parts.wire.is_summed else f"rows go as {parts.wire.name}"
     found = [

@@ -1,0 +1,1 @@
+"""Experts in the VRAM of a coordinator, beside those on hosts."""
