@@ -11,25 +11,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from ... import kernels
 from ...kernels import Ops
-from ...kernels.context import THREADS, Context
+from ...kernels.context import Context
 from ...kernels.formats import KVFormat
-from ...loaders.files.gguf_set import is_gguf
-from ...loaders.files.recognise import is_named
 from ...loaders.tokens.tokenizer import Tokenizer
 from ...loaders.weights.checkpoint import Checkpoint, Progress
 from ...loaders.weights.model_weights import ModelWeights
-from ..bandwidth_model import profile as profiles
-from ..bandwidth_model import reconcile
 from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
 from ..cuda_graphs import gpu_runtime, saved_trials, signal_choice, verify
 from ..cuda_graphs.gpu_runtime import Runtime
 from ..cuda_graphs.graphed_decode import GraphedDecode
 from ..cuda_graphs.signals import SignalChoice
-from ..devices import device as devices
-from ..devices import gpu_gaps, host, same_bits, streams
+from ..devices import host, streams
 from ..devices.device import Device
 from ..experts.backend import ExpertBackend
 from ..experts.cache.cached_experts import CachedExperts
@@ -40,7 +34,6 @@ from ..generation.schedule.state_slots import StateSlots
 from ..hosts.layers.on_layers import OnLayers
 from ..hosts.on_hosts import OnHosts
 from ..ledger.timers import Timers
-from ..measure import tile_thresholds, weight_prefetch
 from ..memory import kv_budget
 from ..memory.deciding import plan_memory
 from ..memory.expert_arena import ExpertArena
@@ -51,10 +44,10 @@ from ..model.inputs import make_device_inputs
 from ..model.kv_cache import KVCache, pages_for
 from ..placement.placement import Tier
 from ..speculation.mtp.layer import MtpLayer
-from ..speculation.row_kernels import without_tiles
 from .compile_ahead import compile_ahead
 from .experts import default_policy, expert_policy, made, on_disk
 from .experts.on_disk import OnDisk
+from .opening import open_model
 from .parts import EngineParts, end_ids
 from .weight_source import Target, WeightSource, name_of
 
@@ -75,16 +68,8 @@ def build(
     """Loads the model of a source as the config says; raises a `HeadraceError` that names what is wrong. check: sees
     what admits prompts, before weights are loaded; what it raises ends the load. compiling: called with kernels of a
     GPU done and in all."""
-    name, context, ops = load_kernels(config)
-    profile = profiles.load_profile(context, config.profile) if name == "cpu" else None
-    torch_threads = host.torch_threads(name, config.threads)
-    host.use_torch_threads(torch_threads)
-    found = devices.find(config, devices.ram(ops, name, config))
-    checkpoint = _open(source, config, found, profile, shows=progress is not None)
-    same_bits.check(config, found)
-    if name == "cpu":
-        context, ops, found = _with_thresholds(config, context, ops, found, checkpoint)
-    tokenizer = _load_tokenizer(checkpoint)
+    here = open_model(source, config, shows=progress is not None)
+    name, context, ops, profile, torch_threads, found, checkpoint, tokenizer = here
     kv_format = kv_budget.kv_format(config, checkpoint.spec, checkpoint.formats)
     runtime, problem = gpu_runtime.find(found.get(Tier.GPU0))
     known, called = (config, checkpoint, found, profile), name_of(source, checkpoint.spec)
@@ -116,20 +101,6 @@ def build(
     )  # fmt: skip
 
 
-def _open(
-    source: WeightSource, config: EngineConfig, found: dict[Tier, Device], profile: Profile | None, *, shows: bool
-) -> Checkpoint:
-    """The model as far as its headers. Where no rates are known, or the CPU's caches hold the model, nothing is drafted
-    by itself, so that no layer for multi-token prediction is needed; beside layers on hosts there is none."""
-    is_auto = config.speculate == "auto"
-    has_none = profile is None or config.split_by == "layers"
-    asked = replace(config, speculate="off", mtp=None) if is_auto and has_none else config
-    checkpoint = source.open(asked, found, show_progress=shows)
-    if is_auto and checkpoint.spec.mtp is not None and checkpoint.weight_bytes < reconcile.IN_CACHES:
-        checkpoint = replace(checkpoint, spec=replace(checkpoint.spec, mtp=None), mtp_names=None)
-    return gpu_gaps.checked(checkpoint, found)
-
-
 Known = tuple[EngineConfig, Checkpoint, Mapping[Tier, Device], Profile | None]
 
 
@@ -141,42 +112,6 @@ def _planned(known: Known, kv_format: KVFormat, may_capture: bool, name: str) ->
         return plan_memory(config, checkpoint, kv_format, found, profile, may_capture)
 
     return default_policy.decide(config, checkpoint, found, profile, again(config), again, name)
-
-
-def load_kernels(config: EngineConfig) -> tuple[str, Context, Ops]:
-    """The backend for what lies in RAM: its name, how the C++ kernels compute, and its ops."""
-    name = "cpu" if config.kernels == "auto" else config.kernels
-    context = Context(threads=config.threads or THREADS, activations=config.cpu_activations)
-    if crowding := host.crowding(context.threads):
-        log.warning(crowding)
-    if name == "cpu":
-        context = weight_prefetch.use(context, may_measure=not config.no_measure)
-    return name, context, kernels.load(name, context)
-
-
-def _with_thresholds(
-    config: EngineConfig, context: Context, ops: Ops, found: dict[Tier, Device], checkpoint: Checkpoint
-) -> tuple[Context, Ops, dict[Tier, Device]]:
-    """The same for the formats of a model: from how many tokens on tiles are used is measured where it was not yet; a
-    deterministic run takes none."""
-    if config.deterministic:
-        context = without_tiles(context)
-    else:
-        context = tile_thresholds.use(context, not config.no_measure, checkpoint.formats.used)
-    now = kernels.load("cpu", context)
-    return context, now, {t: replace(one, ops=now) if one.ops is ops else one for t, one in found.items()}
-
-
-def _load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
-    """The tokenizer, or None where there is none at all; one that does not fit the embedding is refused."""
-    source = checkpoint.directory
-    is_file = source.is_file()  # a config.json, of random weights, if it is no GGUF
-    if not (is_gguf(source) and Tokenizer.is_in(source) if is_file else is_named(source / "tokenizer.json")):
-        return None
-    tokenizer = Tokenizer.load(source)
-    tokenizer.check_fits(checkpoint.spec.vocab)
-    tokenizer.stream()  # refuses a decoder whose text cannot be streamed
-    return tokenizer
 
 
 def _admission(checkpoint: Checkpoint, tokenizer: Tokenizer | None, plan: MemoryPlan) -> Admission:
