@@ -17,23 +17,23 @@ class Asked:
 
     def __init__(self, order: int, node: int, pairs_N: Tensor, answers_M: Tensor, of_pair_N: Tensor | None) -> None:
         self.order, self.node, self.pairs_N, self.answers_M, self.of_pair_N = order, node, pairs_N, answers_M, of_pair_N
-        self.is_open_M = torch.ones(len(answers_M), dtype=torch.bool)
+        self.is_open_M = bytearray(b"\1") * len(answers_M)  # a few: bytes are faster than a tensor
         self.left = len(answers_M)
 
     def take(self, first: int, count: int) -> Tensor:
         """What so many rows are about, which are no longer owed. Raises Broken."""
         last = first + count
-        if last > len(self.answers_M) or not bool(self.is_open_M[first:last].all()):
+        if last > len(self.answers_M) or 0 in self.is_open_M[first:last]:
             raise Broken("it answered more than it was asked")
-        self.is_open_M[first:last] = False
+        self.is_open_M[first:last] = bytes(count)
         self.left -= count
         return self.answers_M[first:last]
 
     @property
     def owed_N(self) -> Tensor:
         """The choices that are still to be answered."""
-        is_open = self.is_open_M if self.of_pair_N is None else self.is_open_M[self.of_pair_N]
-        return self.pairs_N[is_open]
+        is_open_M = torch.tensor(list(self.is_open_M), dtype=torch.bool)
+        return self.pairs_N[is_open_M if self.of_pair_N is None else is_open_M[self.of_pair_N]]
 
 
 @dataclass

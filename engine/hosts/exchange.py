@@ -119,7 +119,7 @@ class Exchange:
             x_MD = self.x_TD[tokens_M]
         else:
             x_MD, tokens_M, at_N = self.x_TD, torch.zeros(1, dtype=torch.int64), torch.zeros_like(pairs_N)
-        ids_N = self.ids_P[pairs_N]
+        ids_N = self.ids_P.index_select(0, pairs_N)
         weights_N = None if self.sent_P is None else self.sent_P[pairs_N]
         work = Work(self.layer, x_MD, at_N, ids_N, weights_N, self.is_summed)
         answers = tokens_M if self.is_summed else pairs_N
@@ -196,7 +196,7 @@ class Exchange:
         if self.is_summed:
             self.sums.append((asked.order, at_N, rows_ND))
         else:
-            self.rows_PD[at_N] = rows_ND
+            self.rows_PD.index_copy_(0, at_N, rows_ND)
         self.booked.take(node, wire_sizes.answer(len(rows_ND), 1, self.D, self.wire.name))
         if not asked.left:
             del self.asked[call]

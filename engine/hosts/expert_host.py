@@ -32,6 +32,7 @@ from .layers import layer_host
 from .layers.held import HeldLayers
 from .messages import frames, greeting, rows
 from .messages.frames import Broken, Kind, Refused
+from .messages.incoming import Incoming
 from .messages.terms import Terms
 from .shelf import Shelf
 
@@ -129,9 +130,10 @@ class ExpertHost:
         frames.send_json(sock, Kind.READY, {"bytes": shelf.nbytes})
         self.was_ready = True
         self.say(f"generation {generation}: {len(shelf.own)} experts, {size(shelf.nbytes)}; at work")
+        incoming = Incoming(sock)
         with self._pulse(sock, at_once=False) as busy:
             while True:
-                header, body = frames.receive(sock, Kind.WORK, limit=terms.limit)
+                header, body = incoming.receive(Kind.WORK, limit=terms.limit)
                 busy.set()
                 self._answer(sock, shelf, terms.wire, header.call, body)
                 busy.clear()

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 from .joining.figures import Figures
 from .messages import frames
-from .messages.frames import HEADER, Broken, Header, Kind
+from .messages.frames import Header, Kind
+from .messages.incoming import Incoming
 
 
 class Link:
@@ -24,10 +25,8 @@ class Link:
         self.figures = figures
         self.sock, self.name, self.generation, self.room = sock, name, generation, room
         self.out = deque[memoryview]()
-        self.start = bytearray(HEADER.size)
-        self.header: Header | None = None
-        self.body = bytearray()
-        self.done, self.heard, self.limit = 0, time.monotonic(), 0
+        self.incoming = Incoming(sock)
+        self.heard, self.limit = time.monotonic(), 0
 
     def fileno(self) -> int:
         return self.sock.fileno()
@@ -56,29 +55,21 @@ class Link:
 
     def read(self) -> Iterator[tuple[Header, bytearray]]:
         """The frames that are there as a whole. Raises Broken, OSError."""
+        may_be_more = True
         while True:
-            into = self.start if self.header is None else self.body
-            if self.done < len(into):
-                try:
-                    count = self.sock.recv_into(memoryview(into)[self.done :])
-                except BlockingIOError:
-                    return
-                if not count:
-                    raise Broken("it closed the connection")
-                self.heard = time.monotonic()
-                self.done += count
-                if self.done < len(into):
-                    continue
-            if self.header is None:
-                self.header = frames.read_head(self.start, self.limit)
-                self.body, self.done = bytearray(self.header.length), 0
-                continue
-            header, body = self.header, self.body
-            self.header, self.done = None, 0
-            if header.kind is Kind.REFUSED:
-                raise frames.refusal(body)
-            if header.kind is not Kind.ALIVE:
-                yield header, body
+            while (found := self.incoming.take(self.limit)) is not None:
+                header, body = found
+                if header.kind is Kind.REFUSED:
+                    raise frames.refusal(body)
+                if header.kind is not Kind.ALIVE:
+                    yield header, body
+            if not may_be_more:
+                return
+            try:
+                may_be_more = self.incoming.fill()
+            except BlockingIOError:
+                return
+            self.heard = time.monotonic()
 
     @property
     def is_gone(self) -> bool:

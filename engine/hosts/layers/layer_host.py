@@ -16,6 +16,7 @@ from ....loaders.weights.checkpoint import Checkpoint
 from ...model.segment import Room, Run, row_width
 from ..messages import frames, greeting, passes
 from ..messages.frames import Broken, Kind
+from ..messages.incoming import Incoming
 from ..messages.terms import Terms
 from .held import HeldLayers
 
@@ -68,9 +69,10 @@ class LayerHost:
 
     def run(self) -> NoReturn:
         """Raises Broken, OSError at its end."""
+        incoming = Incoming(self.talk.sock)
         with self.talk.pulse(False) as busy:
             while True:
-                header, body = frames.receive(self.talk.sock, Kind.PASS, Kind.HOLD, limit=self.terms.limit)
+                header, body = incoming.receive(Kind.PASS, Kind.HOLD, limit=self.terms.limit)
                 busy.set()
                 if header.kind is Kind.HOLD:
                     self._hold(header.call, body)

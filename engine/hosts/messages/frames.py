@@ -13,7 +13,7 @@ import json
 import math
 import socket
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -134,14 +134,25 @@ def receive(sock: socket.socket, *expected: Kind, limit: int | None = None) -> t
         start = bytearray(HEADER.size)
         receive_into(sock, memoryview(start))
         header = read_head(start, limit)
-        if header.kind not in (*expected, Kind.ALIVE, Kind.REFUSED):
-            raise Broken(f"{header.kind.name} came where {expected[0].name} was due: the connection is closed")
+        _check_kind(header, expected)
         body = bytearray(header.length)
         receive_into(sock, memoryview(body))
-        if header.kind is Kind.REFUSED:
-            raise refusal(body)
-        if header.kind in expected:
+        if is_due(header, body, expected):
             return header, body
+
+
+def is_due(header: Header, body: bytearray, expected: Sequence[Kind]) -> bool:
+    """Whether a frame is one of these kinds; else it says only that the host is at work. Raises Broken for any other,
+    and with its reason for a refusal."""
+    _check_kind(header, expected)
+    if header.kind is Kind.REFUSED:
+        raise refusal(body)
+    return header.kind in expected
+
+
+def _check_kind(header: Header, expected: Sequence[Kind]) -> None:
+    if header.kind not in (*expected, Kind.ALIVE, Kind.REFUSED):
+        raise Broken(f"{header.kind.name} came where {expected[0].name} was due: the connection is closed")
 
 
 def refusal(body: bytes | bytearray) -> Refused:

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from .frames import Broken, Kind, head
 
 WEIGHTED, SUMMED = 1, 2  # flags: weights follow; the answer is a sum for each row
 TASK, ANSWER = struct.Struct("<IIII"), struct.Struct("<II")
+NUMBER = np.dtype("<u2")  # of a row, or an expert
 MOST_ROWS = 1 << 16  # that two bytes can number
 
 
@@ -96,13 +98,12 @@ class Work(NamedTuple):
 def work_parts(work: Work, wire: WireFormat, call: int) -> list[memoryview]:
     """A WORK frame, in parts to be sent one after the other."""
     rows = _bytes(wire.encode(work.x_TD))
-    numbers = torch.cat([work.at_N, work.ids_N]).to(torch.int32).to(torch.uint16)
-    weights = b"" if work.weights_N is None else _bytes(work.weights_N.contiguous().view(torch.uint8))
+    places = np.concatenate([work.at_N.numpy(), work.ids_N.numpy()]).astype(NUMBER).tobytes()
+    weights = b"" if work.weights_N is None else work.weights_N.numpy().tobytes()
     flags = (0 if work.weights_N is None else WEIGHTED) | (SUMMED if work.is_summed else 0)
     task = TASK.pack(work.layer, len(work.x_TD), len(work.at_N), flags)
-    places = bytes(_bytes(numbers.view(torch.uint8)))
     length = len(task) + len(places) + len(weights) + len(rows)
-    start = head(Kind.WORK, length, wire.code, call) + task + places + bytes(weights)
+    start = head(Kind.WORK, length, wire.code, call) + task + places + weights
     return [memoryview(start), rows]
 
 
@@ -116,15 +117,14 @@ def read_work(body: bytearray, wire: WireFormat, experts: Sequence[int], hidden:
     fits = TASK.size + sum(sizes) == len(body) and (weighted or not is_summed)
     if not fits or layer >= len(experts) or tokens > MOST_ROWS or not choices:
         raise Broken("the lengths in a request for experts do not fit: the connection is closed")
-    data, parts, at = torch.frombuffer(body, dtype=torch.uint8), [], TASK.size
-    for size in sizes:
-        parts.append(data[at : at + size])
-        at += size
-    at_N, ids_N = (part.view(torch.uint16).to(torch.int32) for part in parts[:2])
-    if int(at_N.max()) >= tokens or int(ids_N.max()) >= experts[layer]:
+    at_N, ids_N = np.frombuffer(body, NUMBER, 2 * choices, TASK.size).astype(np.int32).reshape(2, choices)
+    if at_N.max() >= tokens or ids_N.max() >= experts[layer]:
         raise Broken("a request names a row or an expert that is not there: the connection is closed")
-    weights_N = parts[2].clone().view(torch.float32) if weighted else None
-    return Work(layer, wire.decode(parts[3].view(tokens, -1), hidden), at_N, ids_N, weights_N, is_summed)
+    first = TASK.size + 4 * choices
+    weights_N = torch.frombuffer(body, dtype=torch.float32, count=choices, offset=first) if weighted else None
+    rows_TB = torch.frombuffer(body, dtype=torch.uint8, offset=first + sizes[2]).view(tokens, -1)
+    places = torch.from_numpy(at_N), torch.from_numpy(ids_N)
+    return Work(layer, wire.decode(rows_TB, hidden), *places, weights_N, is_summed)
 
 
 def answer_parts(rows_ND: Tensor, first: int, wire: WireFormat, call: int) -> list[memoryview]:
@@ -140,8 +140,7 @@ def read_answer(body: bytearray, wire: WireFormat, hidden: int) -> tuple[int, Te
     first, choices = ANSWER.unpack(body[: ANSWER.size])
     if len(body) != ANSWER.size + choices * wire.row(hidden) or not choices:
         raise Broken("the lengths in an answer do not fit: the connection is closed")
-    data = torch.frombuffer(body, dtype=torch.uint8)[ANSWER.size :].view(choices, -1)
-    return first, wire.decode(data.clone(), hidden)
+    return first, wire.decode(torch.frombuffer(body, dtype=torch.uint8, offset=ANSWER.size).view(choices, -1), hidden)
 
 
 def _bytes(data: Tensor) -> memoryview:
