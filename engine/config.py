@@ -246,6 +246,7 @@ class EngineConfig:
         others += [name for name in ("stream_from", "handoff") if getattr(self, name) != "auto"]
         if is_on_cpu and (others or self.device not in ("auto", "cpu")):
             what = f"placement {self.placement!r}" if self.hosts is None else f"hosts {self.hosts}"
+            what += f" with device {self.device!r}" if self.hosts is not None and self.split_by == "experts" else ""
             raise OptionError(f"{what} leaves out every GPU: leave out {(others or ['device'])[0]}")
         copies = [name for name in ABOUT_COPIES if getattr(self, name) not in (None, "auto")]
         if is_on_disk and not is_on_cpu and copies:

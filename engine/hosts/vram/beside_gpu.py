@@ -82,9 +82,9 @@ class NetBesideGpu:
         """The GPU's part."""
         bank, numbers_E = self.banks[layer], self.numbers[layer]
         assert bank is not None, "a layer without experts in VRAM"
-        found: Tensor = self.main.ops.experts(
-            x_TD, ids_TK, weights_TK, bank, None if bank.experts == len(numbers_E) else numbers_E
-        )
+        with self.main.current():
+            numbers = None if bank.experts == len(numbers_E) else numbers_E  # with all there, ids are their numbers
+            found: Tensor = self.main.ops.experts(x_TD, ids_TK, weights_TK, bank, numbers)
         return found
 
     def collect(self, job: Job) -> tuple[Tensor, Chosen]:
