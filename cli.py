@@ -156,7 +156,11 @@ def convert(model: str, directory: Path, config: Values) -> None:
 @model_argument
 @click.argument("file", metavar="FILE", type=Path, help="UTF-8 text")
 @takes(Asked, "asked")
-@takes(EngineConfig, "config", leave_out=["max_context", "prefill_chunk", "kv_disk", "trace", "speculate", "mtp"])
+@takes(
+    EngineConfig,
+    "config",
+    leave_out=["max_context", "prefill_chunk", "kv_disk", "trace", "speculate", "mtp", "draft_vocabulary"],
+)
 @json_flag
 def perplexity(model: str, file: Path, asked: Values, config: Values, as_json: bool) -> int:
     """Measure how well MODEL predicts the text in FILE; --sweep: with more or fewer experts, in other formats."""

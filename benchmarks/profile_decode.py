@@ -27,7 +27,7 @@ from headrace import LLM, SamplingParams
 from headrace.engine.bench.passport import passport
 from headrace.kernels import _cpu, cpu
 
-OPS = ("embed", "add_rmsnorm", "linear", "layers", "argmax")
+OPS = ("embed", "add_rmsnorm", "rmsnorm", "linear", "layers", "argmax")
 WEIGHT = 4  # argument of the extension's linear
 OTHER, BETWEEN = "Python, torch", "layers: between parts"
 

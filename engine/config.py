@@ -132,6 +132,9 @@ class EngineConfig:
         "auto", SPEED, "WHAT", "guess tokens, verify several a pass: auto, off, lookup, mtp, or a draft MODEL"
     )
     mtp: Path | None = option(None, SPEED, "FILE", "that holds the layer for 'mtp'; default the model's own")
+    draft_vocabulary: int | str = option(
+        "auto", SPEED, "auto|all|N", "tokens that a model's guesses are chosen among: the first N of the vocabulary"
+    )
     profile: Path | None = option(None, SPEED, "FILE", "what headrace measure found; default in the user's cache")
     no_measure: bool = option(False, SPEED, "", "measure nothing at the first start, and predict nothing then")
     trace: Path | None = option(None, SPEED, "FILE", "record which experts every token chose (docs/traces.md)")
@@ -153,6 +156,7 @@ class EngineConfig:
                 f"mtp is the file of the layer that drafts, and speculate is {brief(self.speculate)}: give speculate "
                 "'mtp', or leave mtp out"
             )
+        ranges.count_or("draft_vocabulary", self.draft_vocabulary, 1, ["auto", "all"])
         ranges.threads(self.threads)
         self._check_placement()
         self._check_deterministic()

@@ -37,13 +37,17 @@ from .generation.sampler import sample
 from .generation.schedule.chunk_limit import ChunkLimit
 from .generation.schedule.fair_share import DECODE_SHARE, FairShare
 from .ledger.ledger import Ledger
+from .model.decoder import Decoder
 from .speculation.draft_model import DraftModel
 from .speculation.drafter import CostlyDrafter, Drafter
 from .speculation.drafts import most_states
 from .speculation.lookup import PromptLookup
 from .speculation.mtp.drafter import MtpDrafter
+from .speculation.mtp.layer import MtpLayer
 from .speculation.pass_times import PassTimes
 from .speculation.speculation import Speculation
+from .speculation.vocabulary import draft_vocabulary, expected
+from .speculation.vocabulary.draft_vocabulary import DraftVocabulary
 from .traces import writer
 from .traces.recorder import Recorder, make_header
 
@@ -119,10 +123,20 @@ class LLM:
         moe, states = parts.spec.moe, self.loop.states
         times = PassTimes(ExpectedPasses(parts, self.predictions), moe.experts, moe.top_k)
         limit = None if states is None else most_states(states)
-        own = None if parts.mtp is None else MtpDrafter(parts.mtp)
+        own = None if parts.mtp is None else self._own_drafter(parts.mtp)
         drafter = own if own is not None and asked == "mtp" else self._drafter()
         behind = own if is_auto else None
         return Speculation(drafter, times, must_pay=is_auto, most_states=limit, behind=behind)
+
+    def _own_drafter(self, layer: MtpLayer) -> MtpDrafter:
+        """The model's own layer, with what its guesses should take where rates are known."""
+        model, experts = self.predictions.pass_model, self.parts.spec.moe.top_k
+        known = None if model is None else expected.seconds(layer.own, self.parts.weights.head, experts, model.machine)
+        return MtpDrafter(layer, self._vocabulary(layer.decoder, *(known or ())))
+
+    def _vocabulary(self, drafting: Decoder, rest_s: float = 0.0, row_s: float = 0.0) -> DraftVocabulary:
+        """Among which tokens guesses of a decoder are chosen."""
+        return draft_vocabulary.of_decoder(drafting, self.config.draft_vocabulary, rest_s, row_s)
 
     def _draft_model(self) -> LLM | None:
         """The second model that drafts, loaded before the first takes the memory that is left."""
@@ -153,8 +167,9 @@ class LLM:
             )
         parts = small.parts
         return DraftModel(
-            parts.decoder, parts.main, small.loop.pages, parts.config.prefill_chunk, parts.kv_budget.max_context
-        )
+            parts.decoder, parts.main, small.loop.pages, parts.config.prefill_chunk, parts.kv_budget.max_context,
+            self._vocabulary(parts.decoder),
+        )  # fmt: skip
 
     def _recorder(self, path: Path) -> Recorder:
         """A trace that is open; closing the model ends it."""

@@ -239,7 +239,7 @@ class Loop:
             done.measured_s = time.perf_counter() - start
             self._push(ready, tokens)
         if self.drafts is not None:
-            done.measured_s += self.drafts.hand_out(batch, inputs.spans, out.hidden)
+            self.drafts.hand_out(done, batch, inputs.spans, out.hidden)
         accounts = [self.requests[sequence.id].account for sequence in batch.sequences]
         for sequence in ready:
             self._force(self.requests[sequence.id])

@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from . import guesses
+from .guesses import Guesses
+
 Bytes = dict[str, dict[str, int]]  # tier -> group -> bytes
 # Memories that are read, and links that are crossed: host to device, back, from GPU to GPU, from a disk, and between
 # machines.
@@ -97,7 +100,7 @@ class Pass:
     """One forward pass: `tokens` new tokens of the given sequences; context is the sum of tokens in their caches.
     forced: of those tokens, how many a grammar left no choice in; each saved its sequence a pass. drafted: how many
     were guesses, of which `accepted` came true and saved a pass too. again: how many had been computed before, in a
-    pass whose draft was refused."""
+    pass whose draft was refused. guesses: of models for its drafts, which are in no other figure of it."""
 
     index: int
     phase: str  # "prefill", "decode", or "mixed": prompts beside sequences that generate
@@ -108,6 +111,7 @@ class Pass:
     drafted: int = 0
     accepted: int = 0
     again: int = 0
+    guesses: Guesses = guesses.NONE
     bytes: Bytes = field(default_factory=dict)
     layers: list[LayerWork] = field(default_factory=list)  # where experts have several tiers, or stay on a disk
     by_layer: tuple[int, ...] = ()  # else bytes of each layer's experts, of those that were read in one call
@@ -149,6 +153,7 @@ class Pass:
             **({"forced": self.forced} if self.forced else {}),
             **({"drafted": self.drafted, "accepted": self.accepted} if self.drafted else {}),
             **({"again": self.again} if self.again else {}),
+            **(self.guesses.as_json() if self.guesses.passes else {}),
             "bytes": {tier: {**groups, "total": self.total(tier)} for tier, groups in self.bytes.items()},
             "predicted_ms": ms(self.predicted_s),
             "measured_ms": ms(self.measured_s),

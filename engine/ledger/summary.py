@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from . import guesses
+from .guesses import Guesses
 from .passes import Bytes, Pass, Prediction, Times, add_bytes, add_up
 
 KEPT = 4096  # passes that an account keeps whole; of older ones their sums
@@ -17,7 +19,7 @@ class Summary:
     """Sums over the passes of one phase. Rates are tokens per second; bytes and times are per token. tokens: that
     sequences came on by. forced: tokens that grammars forced, which saved their sequences as many passes. drafted,
     accepted: guesses that were computed, and those that came true. plain_bytes, plain_tokens: of the passes without
-    drafts."""
+    drafts. guesses: of models for drafts."""
 
     phase: str
     passes: int
@@ -31,6 +33,7 @@ class Summary:
     accepted: int = 0
     plain_bytes: int = 0
     plain_tokens: int = 0
+    guesses: Guesses = guesses.NONE
 
     @property
     def predicted_s(self) -> float | None:
@@ -85,6 +88,7 @@ def summarise(passes: Iterable[Pass], phase: str) -> Summary:
         accepted=sum(p.accepted for p in chosen),
         plain_bytes=sum(sum(map(p.total, p.bytes)) for p in plain),
         plain_tokens=sum(p.gained for p in plain),
+        guesses=sum((p.guesses for p in chosen), guesses.NONE),
     )
 
 
@@ -108,6 +112,7 @@ def join(one: Summary, other: Summary) -> Summary:
         accepted=one.accepted + other.accepted,
         plain_bytes=one.plain_bytes + other.plain_bytes,
         plain_tokens=one.plain_tokens + other.plain_tokens,
+        guesses=one.guesses + other.guesses,
     )
 
 

@@ -11,6 +11,7 @@ It never says where a weight lies, on how many threads an op runs, or which fami
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
@@ -78,6 +79,32 @@ class Beyond(Protocol):
         """Lets go of whoever runs them."""
 
 
+class Head:
+    """Hidden states to logits, by all rows of the head or by some that are neighbours."""
+
+    def __init__(self, spec: ModelSpec, weights: ModelWeights) -> None:
+        self.spec = spec
+        self.weight, self.bias = weights.head, weights.head_bias
+
+    def part(self, start: int, stop: int) -> Head:
+        """Rows [start, stop) as views."""
+        found = copy(self)
+        found.weight = self.weight.slice_rows(start, stop)
+        found.bias = None if self.bias is None else self.bias[start:stop]
+        return found
+
+    def __call__(self, ops: Ops, h_TD: Tensor) -> Tensor:
+        """Logits: float32 [R, rows]."""
+        if h_TD.shape[0] == 0:
+            return h_TD.new_empty(0, self.weight.rows)
+        logits = ops.linear(h_TD, self.weight, self.bias)
+        if self.spec.logits_divisor != 1:
+            logits.div_(self.spec.logits_divisor)
+        if self.spec.logits_cap is not None:
+            logits.div_(self.spec.logits_cap).tanh_().mul_(self.spec.logits_cap)
+        return logits
+
+
 class Decoder:
     """Weights, cache and experts of one model, and the ops that run it. beyond: runs the layers, if these are others
     than the decoder's own."""
@@ -103,6 +130,7 @@ class Decoder:
         device = device_inputs.device
         self.stack: Stack = make_stack(spec, weights, cache, max_context, device.put, device.is_host and may_make_keys)
         self.sizes = dense_sizes(weights)
+        self.head: Callable[[Ops, Tensor], Tensor] = Head(spec, weights)  # hidden states to logits
         self.goes_on = False  # whether all tokens go to the end, not only those whose logits are wanted
         self.goes_by_tokens = bool(weights.tables) or any(layer.table is not None for layer in weights.layers)
         self.choose: Choose | None = None  # what becomes of the router's choice in a layer, for a test
@@ -206,7 +234,7 @@ class Decoder:
         before."""
         h_TD = self._normed(x_TD, update_TD)
         wanted_R = inputs.wanted_rows if self.goes_on else None
-        return self._head(h_TD if wanted_R is None else h_TD[wanted_R]), h_TD
+        return self.head(self.ops, h_TD if wanted_R is None else h_TD[wanted_R]), h_TD
 
     def _normed(self, x_TD: Tensor, update_TD: Tensor | None) -> Tensor:
         """Hidden states of the rows that are left, behind the final norm: float32 [R, D]."""
@@ -229,18 +257,6 @@ class Decoder:
             x_TmD = added(ops, x_TD, update_TD, spec.streams.count)
             return weigh(ops, weights.last_mixing, x_TmD, weights.final_norm, spec.norm_eps).taken_TD
         return ops.rmsnorm(closed(ops, x_TD, update_TD, spec.streams.count), weights.final_norm, spec.norm_eps)
-
-    def _head(self, h_TD: Tensor) -> Tensor:
-        """Logits: float32 [R, V]."""
-        spec, ops, weights = self.spec, self.ops, self.weights
-        if h_TD.shape[0] == 0:
-            return h_TD.new_empty(0, spec.vocab)
-        logits = ops.linear(h_TD, weights.head, weights.head_bias)
-        if spec.logits_divisor != 1:
-            logits.div_(spec.logits_divisor)
-        if spec.logits_cap is not None:
-            logits.div_(spec.logits_cap).tanh_().mul_(spec.logits_cap)
-        return logits
 
 
 class ForcedChoice:

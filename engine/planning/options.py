@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from ...errors import OptionError, brief
 from ...kernels.formats import KV_FORMATS, KVFormat
+from .. import ranges
 from ..bandwidth_model.network.wire_sizes import WIRES
 from ..option import COMMON, HOSTS, MODEL, option
 from ..placement.placement import PLACES
@@ -28,6 +30,10 @@ class Options:
     experts_per_token: int | None = option(None, MODEL, "N", "experts that a token uses; default as trained")
     hosts: str | None = option(None, HOSTS, "TEXT", "more machines: \"3x ddr5-6000-2ch 96gb, 10gbe\"; groups by ';'")
     speculate: str = option("auto", MODEL, "HOW", f"whether the model's own layer drafts: {', '.join(SPECULATE)}")
+    mtp: Path | None = option(None, MODEL, "FILE", "that holds the model's own layer; default beside the model")
+    draft_vocabulary: int | str = option(
+        "auto", MODEL, "auto|all|N", "tokens that guesses of the model's own layer are chosen among"
+    )
     wire: str = option("f32", HOSTS, "TYPE", f"of rows that go to hosts and back: {', '.join(WIRES)}")
 
     def __post_init__(self) -> None:
@@ -43,6 +49,9 @@ class Options:
             raise OptionError(
                 f"--speculate is {brief(self.speculate)}; a plan knows {', '.join(SPECULATE)}: give one of these"
             )
+        ranges.count_or("--draft-vocabulary", self.draft_vocabulary, 1, ["auto", "all"])
+        if self.mtp is not None and self.speculate not in ("auto", "mtp"):
+            raise OptionError(f"--mtp is the file of a layer, and --speculate is {self.speculate}: give mtp, or auto")
         if self.model not in ("full", "simple"):
             raise OptionError(f"--model is '{self.model}'; there are full and simple")
 

@@ -142,7 +142,9 @@ def make(source: Source, hardware: Hardware | None, options: Options, distinct: 
             else _what_if_hosted(engine, hosted, demand, work)
         ),
         drafts=engine.with_drafts(best.placement, work) if drafts and options.speculate != "off" else (),
-        own_drafts=drafting.of(own, demand, engine, best.placement, work) if own and drafts else None,
+        own_drafts=drafting.of(own, demand, engine, best.placement, work, options.draft_vocabulary)
+        if own and drafts
+        else None,
         distinct=distinct,
         hosted=hosted,
     )
@@ -154,13 +156,19 @@ def _own_layer(source: Source, options: Options, storage: Storage, quant: Quant)
     if options.speculate not in ("auto", "mtp") or options.hosts is not None:
         return None
     must, is_native = options.speculate == "mtp", options.quant.strip().lower() == "native"
-    own = layer.find(source, quant, is_native, _quantised(source), must=must)
+    own = layer.find(source, quant, is_native, _quantised(source), must=must, file=options.mtp)
     return own if own is None or must or drafting.is_worth_loading(storage, own) else None
 
 
 def _with_own(demand: Demand, own: OwnLayer | None, work: Workload, options: Options) -> Demand:
     cache = 0 if own is None else sum(cache_bytes(own.held, work.context, work.batch, work.kv))
     return drafting.with_own(demand, own, cache, work.batch, beside_gpu=options.speculate == "mtp")
+
+
+def _own_drafts(
+    own: OwnLayer, demand: Demand, engine: Model, best: Rated, work: Workload, options: Options
+) -> OwnDrafts | None:
+    return drafting.of(own, demand, engine, best.placement, work, options.draft_vocabulary)
 
 
 def _hosted(engine: Model, demand: Demand, work: Workload, options: Options) -> Hosted | None:

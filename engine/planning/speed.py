@@ -60,22 +60,36 @@ class Workload:
 @dataclass(frozen=True, kw_only=True)
 class Drafted:
     """Where a drafted token is right with probability `accepted`: the best length of drafts, and how many times as
-    many tokens a second it gives as none."""
+    many tokens a second it gives as none. rows: of the head that guesses choose among then; 0: guesses have no head."""
 
     accepted: float
     length: int
     gain: float
+    rows: int = 0
 
 
-def gains(seconds: Sequence[float], token_s: float = 0.0) -> tuple[Drafted, ...]:
-    """What drafts gain where so often a drafted token is right, those before it being so. seconds: of a pass with 0, 1,
-    2, ... tokens drafted behind each sequence's own; token_s: of guessing one for each."""
-    found = []
-    for rate in ACCEPTED:
-        speeds = [sum(rate**j for j in range(d + 1)) / (took + d * token_s) for d, took in enumerate(seconds)]
+@dataclass(frozen=True, kw_only=True)
+class Guessing:
+    """A way to guess. rows: of the head; token_s: seconds of a token for each sequence; nbytes: read for that; share:
+    of the tokens that are right, how many can be said."""
+
+    rows: int = 0
+    token_s: float = 0.0
+    nbytes: int = 0
+    share: float = 1.0
+
+
+def gains(seconds: Sequence[float], ways: Sequence[Guessing] = (Guessing(),)) -> tuple[Drafted, ...]:
+    """What drafts gain where so often a drafted token is right, those before it being so, guessed the best way.
+    seconds: of a pass with 0, 1, 2, ... tokens drafted behind each sequence's own."""
+
+    def of(accepted: float, way: Guessing) -> Drafted:
+        rate = accepted * way.share
+        speeds = [sum(rate**j for j in range(d + 1)) / (took + d * way.token_s) for d, took in enumerate(seconds)]
         length = max(range(len(speeds)), key=lambda d: speeds[d])
-        found.append(Drafted(accepted=rate, length=length, gain=speeds[length] / speeds[0]))
-    return tuple(found)
+        return Drafted(accepted=accepted, length=length, gain=speeds[length] / speeds[0], rows=way.rows)
+
+    return tuple(max((of(rate, way) for way in ways), key=lambda one: one.gain) for rate in ACCEPTED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +135,12 @@ class Model:
             steps += self._decode_layer(i, placement, work, 1 + drafted)
         return [*steps, self.outside(placement, tokens, tokens)]
 
-    def with_drafts(self, placement: Placement, work: Workload, token_s: float = 0.0) -> tuple[Drafted, ...]:
-        """What drafts gain, by how often a drafted token is right. token_s: seconds of guessing one for each sequence,
-        0 where that costs nothing."""
+    def with_drafts(
+        self, placement: Placement, work: Workload, ways: Sequence[Guessing] = (Guessing(),)
+    ) -> tuple[Drafted, ...]:
+        """What drafts gain, by how often a drafted token is right. ways: to guess; by default for nothing."""
         took = [self.seconds(self.decode(placement, work, d)).seconds for d in range(MOST_DRAFTED + 1)]
-        return gains(took, token_s)
+        return gains(took, ways)
 
     def overhead(self, tokens: int, rows: int) -> Overhead:
         """What a pass costs whatever it reads; rows: whose logits are wanted."""

@@ -17,11 +17,13 @@ from ..devices.device import Device
 from ..generation.schedule.batch import Batch
 from ..generation.schedule.inputs import make_inputs
 from ..generation.sequence import Sequence, make_sequence
+from ..ledger import guesses
+from ..ledger.guesses import Guesses
 from ..model.decoder import Decoder
 from ..model.kv_cache import PageTable, pages_for
 from .drafter import MODEL_KIND, Draft
-
-NEWEST = 0.2  # weight of the newest draft in what a token takes
+from .vocabulary.draft_head import read_of
+from .vocabulary.draft_vocabulary import DraftVocabulary
 
 
 class DraftModel:
@@ -30,10 +32,18 @@ class DraftModel:
     is_free: Literal[False] = False
     kind = MODEL_KIND
 
-    def __init__(self, decoder: Decoder, main: Device, pages: PageTable, chunk: int, max_context: int) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        main: Device,
+        pages: PageTable,
+        chunk: int,
+        max_context: int,
+        vocabulary: DraftVocabulary,
+    ) -> None:
         self.decoder, self.main, self.pages = decoder, main, pages
         self.chunk, self.max_context = chunk, max_context
-        self.token_s = 0.0
+        self.vocabulary, self.made = vocabulary, guesses.NONE
         self.mine: dict[int, Sequence] = {}
 
     def draft_all(self, asked: Seq[tuple[Sequence, int]]) -> list[Draft | None]:
@@ -48,14 +58,14 @@ class DraftModel:
             return None
         mine.pages += self.pages.allocate(max(0, need))
         said = [self._next(mine)]
-        start = time.perf_counter()
+        start, head_s = time.perf_counter(), self.vocabulary.head.seconds
         for _ in range(most - 1):
             mine.tokens.append(said[-1])
             said.append(self._next(mine))
         if most > 1:
-            took = (time.perf_counter() - start) / (most - 1)
-            self.token_s += (took - self.token_s) * (NEWEST if self.token_s else 1.0)
-        return Draft(said, MODEL_KIND)
+            head_s = self.vocabulary.head.seconds - head_s
+            self.vocabulary.took(time.perf_counter() - start, head_s, most - 1)
+        return Draft(said, MODEL_KIND, self.vocabulary.head.left_out())
 
     def _caught_up(self, sequence: Sequence) -> Sequence:
         """Its own sequence with the tokens of another; what it computed of others than these counts no more."""
@@ -73,18 +83,22 @@ class DraftModel:
 
     def _next(self, mine: Sequence) -> int:
         """The likeliest token behind its tokens."""
+        head = self.vocabulary.head
         while True:
+            before = head.read
             batch = Batch([mine], [min(mine.pending, self.chunk)])
             with torch.inference_mode(), self.main.current():
-                logits = self.decoder.forward(make_inputs(batch)).logits
-                ids = self.main.ops.argmax(logits)[1].tolist() if batch.ready else []
+                out = self.decoder.forward(make_inputs(batch))
+                ids = self.main.ops.argmax(out.logits)[1].tolist() if batch.ready else []
             self.main.wait()
             mine.computed += batch.counts[0]
             if ids:
-                return int(ids[0])
+                self.made += Guesses(1, head.rows, read_of(out, head.read - before))
+                return head.token(int(ids[0]))
 
     def forget(self, sequence: Sequence) -> None:
         """Gives its pages back."""
+        self.vocabulary.forget(sequence)
         mine = self.mine.pop(sequence.id, None)
         if mine is not None:
             self.pages.release(mine.pages)

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from ..generation.sequence import Sequence
+from ..ledger.guesses import Guesses
+from .vocabulary.draft_vocabulary import DraftVocabulary
 
 MODEL_KIND = "model"  # of guesses that take a model
 MTP_KIND = "mtp"  # of a model's own layer for multi-token prediction
@@ -19,10 +21,12 @@ MOST_DRAFT = 8  # tokens; kernels are measured for up to as many beside another
 
 @dataclass(frozen=True)
 class Draft:
-    """Tokens that may come next, and what kind of guess it is: guesses of one kind are accepted about as often."""
+    """Tokens that may come next, and what kind of guess it is: guesses of one kind are accepted about as often.
+    left_out: tokens that it could not have."""
 
     tokens: list[int]
     kind: str
+    left_out: range = range(0)
 
 
 class Drafter(Protocol):
@@ -39,12 +43,13 @@ class Drafter(Protocol):
 
 
 class CostlyDrafter(Protocol):
-    """Guesses that take a model, all of one kind: it is asked only where a draft is expected to pay. token_s: seconds
-    that each token of one takes."""
+    """Guesses that take a model, all of one kind: it is asked only where a draft is expected to pay. vocabulary: among
+    how many tokens it chooses, and the seconds of each token by that. made: what its guesses read."""
 
     is_free: Literal[False]
     kind: str
-    token_s: float
+    vocabulary: DraftVocabulary
+    made: Guesses
 
     def draft_all(self, asked: Seq[tuple[Sequence, int]]) -> list[Draft | None]:
         """Of each sequence up to so many tokens, at least one; None: no guess."""

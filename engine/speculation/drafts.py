@@ -73,11 +73,12 @@ class Drafts:
             self.scheduler.settle_draft(sequence, batch.counts[i] - len(draft), held[i], is_kept=is_kept)
         return sum(held.values())
 
-    def hand_out(self, batch: Batch, spans: Seq[Span], hidden_TD: Tensor | None) -> float:
-        """Shows the hidden states of a pass, whose drafts are settled, to what goes on from them; seconds that took."""
-        self.handed_s = 0.0
+    def hand_out(self, done: Pass, batch: Batch, spans: Seq[Span], hidden_TD: Tensor | None) -> None:
+        """Shows the hidden states of a pass, whose drafts are settled, to what goes on from them. The pass gets the
+        seconds that took, and the guesses before it."""
+        self.handed_s, done.guesses = 0.0, self.speculation.take_guesses()
         if not self.readers or hidden_TD is None:
-            return 0.0
+            return
         start = time.perf_counter()
         counts = [new for new, _ in spans]
         holds = [new - len(batch.drafts.get(i, ())) + self.held.get(i, 0) for i, new in enumerate(counts)]
@@ -85,7 +86,7 @@ class Drafts:
         for reader in self.readers:
             reader.saw(batch.sequences, [context - new for new, context in spans], own)
         self.handed_s = time.perf_counter() - start
-        return self.handed_s
+        done.measured_s += self.handed_s
 
     def saw(self, batch: Batch, done: Pass) -> None:
         """Learns from what a pass took, and from what its experts were, where those in RAM are all there are."""

@@ -43,5 +43,20 @@ def best_lengths(
     return _counted([i for _, i in odds[:taken]], len(rates))
 
 
+def tokens_a_second(
+    rates: Sequence[float],
+    lengths: Sequence[int],
+    seconds: Callable[[int], float | None],
+    others: int = 0,
+    costs: Sequence[float] = (),
+) -> float | None:
+    """What is expected of drafts of these lengths; names as of `best_lengths`. None: their seconds are not known."""
+    took = seconds(sum(lengths))
+    if took is None:
+        return None
+    tokens = others + sum(sum(rate**j for j in range(d + 1)) for rate, d in zip(rates, lengths, strict=True))
+    return tokens / (took + sum(cost * d for cost, d in zip(costs, lengths, strict=bool(costs))))
+
+
 def _counted(chosen: list[int], sequences: int) -> list[int]:
     return [chosen.count(i) for i in range(sequences)]

@@ -9,15 +9,21 @@ and then.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
 
 from ..generation.sequence import Sequence
+from ..ledger.guesses import NONE as NO_GUESSES
+from ..ledger.guesses import Guesses
 from .acceptance import Acceptance
 from .drafter import MOST_DRAFT, CostlyDrafter, Draft, Drafter
-from .length import best_lengths
+from .length import best_lengths, tokens_a_second
 from .pass_times import PassTimes
+from .vocabulary.draft_vocabulary import Way
 
 LEAST_CONTEXT = 32  # tokens before a draft is tried: with fewer a pass of several may go another way than one of one
+FREE = Way(-1, 0, 0.0)  # of guesses that choose among most tokens and take no time
 TRIED_AGAIN = 128  # tokens without a draft after which a model that was not worth it is asked for one again
 
 
@@ -33,13 +39,18 @@ class Guess:
 @dataclass
 class Offer:
     """What may be drafted of a sequence: how likely its tokens are right, and up to how many. draft: None: it would
-    have to be asked for, and each token takes so many seconds."""
+    have to be asked for. shares: by way to make it, how much of the text its tokens are: so often a token can be
+    right."""
 
     sequence: Sequence
     rate: float
     longest: int
     draft: Draft | None = None
-    token_s: float = 0.0
+    shares: Seq[float] = ()
+
+    def rate_of(self, way: Way) -> float:
+        """How likely a token is right that is guessed this way."""
+        return self.rate * self.shares[way.number] if self.shares else self.rate
 
 
 @dataclass
@@ -56,6 +67,7 @@ class Speculation:
     acceptance: Acceptance = field(default_factory=Acceptance)
     guesses: dict[int, list[Guess]] = field(default_factory=dict)
     idle: dict[int, int] = field(default_factory=dict)  # tokens since a sequence's last draft that cost something
+    counted: Guesses = NO_GUESSES  # which passes have
     guessed_s: float = 0.0  # what guesses for the last pass took that cost something
 
     @property
@@ -73,9 +85,45 @@ class Speculation:
         if not able or (self.must_pay and not self._can_tell(len(sequences), able[0].computed)):
             return
         offers = [one for sequence in able if (one := self._offer(sequence)) is not None]
-        rates, longest, costs = ([getattr(one, name) for one in offers] for name in ("rate", "longest", "token_s"))
-        lengths = self._lengths(rates, longest, able, len(sequences), room, costs)
-        self._take([(offer, length) for offer, length in zip(offers, lengths, strict=True) if length])
+        if offers:
+            lengths = self._choose(offers, able, len(sequences), room)
+            self._take([(offer, length) for offer, length in zip(offers, lengths, strict=True) if length])
+
+    def _choose(self, offers: list[Offer], able: list[Sequence], sequences: int, room: int) -> list[int]:
+        """Tokens to draft of each offer. Where guesses can be made in several ways, by that with most tokens a second:
+        fewer tokens to choose among take less, and are right less often."""
+        costly = self._costly_one()
+        if costly is None or all(one.draft is not None for one in offers):
+            return self._asked(offers, FREE, able, sequences, room)[0]
+        *fewer, whole = costly.vocabulary.ways()
+        ways = [whole]
+        if fewer and self._passes(able, sequences)(0) is not None:
+            lengths, _ = self._asked(offers, FREE, able, sequences, room)
+            if not any(lengths):
+                return lengths  # not even if guesses cost nothing
+            ways += fewer
+        found = [(way, *self._asked(offers, way, able, sequences, room)) for way in ways]
+        way, lengths, _ = max(found, key=lambda one: one[2] or 0.0)
+        costly.vocabulary.use(way.rows)
+        return lengths
+
+    def _asked(
+        self, offers: list[Offer], way: Way, able: list[Sequence], sequences: int, room: int
+    ) -> tuple[list[int], float | None]:
+        """The best lengths of drafts that are made in a way, and tokens a second with these; None: not known."""
+        passes = self._passes(able, sequences)
+        is_known = passes(0) is not None  # else a guess of one kind is as good as another
+        rates = [one.rate_of(way) if one.draft is None and is_known else one.rate for one in offers]
+        costs = [way.token_s if one.draft is None else 0.0 for one in offers]
+        lengths = self._lengths(rates, [one.longest for one in offers], able, sequences, room, costs)
+        return lengths, tokens_a_second(rates, lengths, passes, sequences - len(rates), costs)
+
+    def _passes(self, able: list[Sequence], sequences: int) -> Callable[[int], float | None]:
+        """Seconds of a pass with so many drafted tokens."""
+        return _unknown if self.times is None else self.times.of(sequences, max(s.computed for s in able))
+
+    def _costly_one(self) -> CostlyDrafter | None:
+        return next((one for one in self.drafters if not one.is_free), None)
 
     def _can_tell(self, sequences: int, context: int) -> bool:
         """Whether seconds of passes are predicted."""
@@ -104,7 +152,8 @@ class Speculation:
         is_again = self.idle.get(sequence.id, 0) >= TRIED_AGAIN
         self.idle[sequence.id] = self.idle.get(sequence.id, 0) + 1
         rate = 1.0 if is_again else self.acceptance.rate(sequence.id, drafter.kind)
-        return Offer(sequence, rate, min(1 if is_again else MOST_DRAFT, _most(sequence)), None, drafter.token_s)
+        longest = min(1 if is_again else MOST_DRAFT, _most(sequence))
+        return Offer(sequence, rate, longest, None, drafter.vocabulary.shares(sequence))
 
     def _take(self, chosen: list[tuple[Offer, int]]) -> None:
         """Gives sequences so many tokens of what they were offered, and asks for what is not there yet."""
@@ -113,7 +162,7 @@ class Speculation:
             if offer.draft is not None:
                 offer.sequence.draft = offer.draft.tokens[:length]
                 self.guesses[offer.sequence.id][-1].drafted = length
-        costly = next((one for one in self.drafters if not one.is_free), None)
+        costly = self._costly_one()
         if costly is None or not asked:
             return
         start = time.perf_counter()
@@ -123,7 +172,8 @@ class Speculation:
             self.idle[sequence.id] = 0
             if draft is not None and (allowed := _allowed(sequence, draft.tokens)):
                 sequence.draft = draft.tokens[:allowed]
-                guess = Guess(len(sequence.tokens), Draft(sequence.draft, draft.kind), allowed)
+                kept = replace(draft, tokens=sequence.draft)
+                guess = Guess(len(sequence.tokens), kept, allowed)
                 self.guesses.setdefault(sequence.id, []).append(guess)
 
     def _lengths(
@@ -136,11 +186,7 @@ class Speculation:
         costs: list[float],
     ) -> list[int]:
         """Tokens to draft of each offer. costs: seconds of each of its tokens."""
-        if not rates:
-            return []
-        times = self.times
-        passes = None if times is None else times.of(sequences, max(s.computed for s in able))
-        return best_lengths(rates, longest, passes or _unknown, room, sequences - len(rates), costs)
+        return best_lengths(rates, longest, self._passes(able, sequences), room, sequences - len(rates), costs)
 
     def _look_back(self, sequence: Sequence) -> None:
         """What became of the last guesses, as far as tokens have come since. One that was verified is judged by the
@@ -150,7 +196,15 @@ class Speculation:
             looked_at, right = min(guess.drafted or 1, len(came)), 0
             while right < looked_at and came[right] == guess.draft.tokens[right]:
                 right += 1
+            if right < looked_at and came[right] in guess.draft.left_out:
+                looked_at = right  # what cannot be said is no mistake: it counts in how much of the text can
             self.acceptance.saw(sequence.id, guess.draft.kind, looked_at, right)
+
+    def take_guesses(self) -> Guesses:
+        """What was read to guess since this was asked last."""
+        costly, before = self._costly_one(), self.counted
+        self.counted = before if costly is None else costly.made
+        return self.counted - before
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence has ended."""

@@ -282,20 +282,21 @@ def _byte_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
 
 
 def _draft_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
-    """What drafts were: tokens guessed, those that came true, bytes a token with them and in passes without."""
+    """What drafts were: tokens guessed, those that came true, bytes a token with them and in passes without; of guesses
+    of a model, among how many tokens they were chosen, and the bytes of one."""
     if not any(p.drafted for p in phases):
         return []
     each = [sum(per["total"] for per in p.bytes_per_token().values()) for p in phases]
-    without = [p.bytes_without_drafts for p in phases]
-    return [
-        ("drafted", [str(p.drafted) if p.drafted else "-" for p in phases]),
-        ("accepted", [f"{p.accepted} ({p.accepted / p.drafted:.0%})" if p.drafted else "-" for p in phases]),
-        ("bytes with drafts", [size(n) if p.drafted else "-" for n, p in zip(each, phases, strict=True)]),
-        (
-            "bytes without",
-            ["-" if n is None or not p.drafted else size(n) for n, p in zip(without, phases, strict=True)],
-        ),
-    ]
+    rows = {
+        "drafted": [str(p.drafted) if p.drafted else "" for p in phases],
+        "accepted": [f"{p.accepted} ({p.accepted / p.drafted:.0%})" if p.drafted else "" for p in phases],
+        "bytes with drafts": [size(n) if p.drafted else "" for n, p in zip(each, phases, strict=True)],
+        "bytes without": [size(p.bytes_without_drafts or 0) if p.drafted and p.plain_tokens else "" for p in phases],
+        "guessed among": [f"{p.guesses.mean_rows} tokens" if p.guesses.passes else "" for p in phases],
+        "bytes a guess": [size(p.guesses.mean_bytes) if p.guesses.nbytes else "" for p in phases],
+    }
+    needed = ("drafted", "accepted", "bytes with drafts", "bytes without")
+    return [(name, [one or "-" for one in cells]) for name, cells in rows.items() if name in needed or any(cells)]
 
 
 def _time_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
@@ -387,6 +388,7 @@ def _drafts_json(decode: Summary) -> dict[str, Any]:
         "accepted": decode.accepted,
         "tokens_per_pass": round(decode.tokens / decode.passes, 3),
         "bytes_per_token_without": decode.bytes_without_drafts,
+        **(decode.guesses.as_json() if decode.guesses.passes else {}),
     }
 
 

@@ -44,7 +44,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--kv-disk": None, "--trace": None,
-        "--speculate": "auto", "--mtp": None,
+        "--speculate": "auto", "--mtp": None, "--draft-vocabulary": "auto",
     },
     "serve": {
         "--host": "127.0.0.1", "--port": 8000, "--parallel": 8, "--api-key": None, "--api-key-file": None,
@@ -58,7 +58,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--pinned-limit": None, "--handoff": "auto", "--max-context": None, "--prefill-chunk": 512, "--revision": None,
         "--offline": False, "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--kv-disk": None, "--trace": None,
-        "--speculate": "auto", "--mtp": None,
+        "--speculate": "auto", "--mtp": None, "--draft-vocabulary": "auto",
     },
     "host": {
         "--join": None, "--name": None, "--host-token": None, "--i-know": False, "--threads": None, "--ram-limit": None,
@@ -92,7 +92,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--cpu-activations": "int8", "--threads": None, "--prefill-chunk": 512, "--revision": None, "--offline": False,
         "--cache-dir": None, "--ignore-config-keys": "", "--ignore-tensors": "", "--profile": None,
         "--no-measure": False, "--ram-limit": None, "--kv-format": "auto", "--trace": None,
-        "--speculate": "off", "--mtp": None,
+        "--speculate": "off", "--mtp": None, "--draft-vocabulary": "auto",
     },
     "doctor": {
         "--random-weights": False, "--expert-format": "native", "--dense-format": "native", "--threads": None,
@@ -104,6 +104,7 @@ COMMANDS: dict[str, dict[str, Any]] = {
         "--kv-format": "bf16",
         "--placement": "auto", "--model": "full", "--experts-per-token": None, "--trace": None, "--plot": None,
         "--article": False, "--json": False, "--hosts": None, "--wire": "f32", "--speculate": "auto",
+        "--mtp": None, "--draft-vocabulary": "auto",
         "--revision": None, "--offline": False, "--cache-dir": None,
     },
     "inspect": {"--json": False, "--revision": None, "--offline": False, "--cache-dir": None},
@@ -252,6 +253,7 @@ ENGINE = {
     "--profile kept.json": {"profile": Path("kept.json")}, "--no-measure": {"no_measure": True},
     "--trace run.trace": {"trace": Path("run.trace")}, "--speculate lookup": {"speculate": "lookup"},
     "--speculate mtp --mtp mtp.safetensors": {"speculate": "mtp", "mtp": Path("mtp.safetensors")},
+    "--draft-vocabulary 32768": {"draft_vocabulary": "32768"},
 }  # fmt: skip
 SAMPLING = {
     "-n 7": {"max_new_tokens": 7}, "--temperature 0.5": {"temperature": 0.5}, "--top-k 4": {"top_k": 4},

@@ -56,28 +56,28 @@ def likelihoods(llm: LLM) -> Tensor:
 
 
 class Likeliest:
-    """Drafts the likeliest tokens one after the other, one of ten by chance."""
+    """Drafts the likeliest of the first tokens one after the other, one of ten by chance."""
 
     is_free, token_s = True, 0.0
 
-    def __init__(self, likelihoods: Tensor) -> None:
-        self.next = likelihoods.argmax(-1).tolist()
-        self.random = random.Random(1)
+    def __init__(self, likelihoods: Tensor, first: int = VOCAB) -> None:
+        self.next = likelihoods[:, :first].argmax(-1).tolist()
+        self.random, self.first = random.Random(1), first
 
     def draft(self, sequence: Sequence, most: int) -> Draft:
         said = [sequence.tokens[-1]]
         for _ in range(most):
-            said.append(self.next[said[-1]] if self.random.random() < 0.9 else self.random.randrange(VOCAB))
-        return Draft(said[1:], "script")
+            said.append(self.next[said[-1]] if self.random.random() < 0.9 else self.random.randrange(self.first))
+        return Draft(said[1:], "script", range(self.first, VOCAB))
 
     def forget(self, sequence: Sequence) -> None:
         """Nothing is known of one sequence alone."""
 
 
-def write(llm: LLM, likelihoods: Tensor, drawn: int) -> tuple[Tensor, int, int]:
+def write(llm: LLM, likelihoods: Tensor, drawn: int, first: int = VOCAB) -> tuple[Tensor, int, int]:
     """How often each token came behind each, float64 [before, behind], of so many tokens at temperature 1; tokens that
     were drafted and accepted."""
-    speculate(llm, Likeliest(likelihoods), length=3)  # type: ignore[arg-type]
+    speculate(llm, Likeliest(likelihoods, first), length=3)  # type: ignore[arg-type]
     many = -(-drawn // LENGTH)
     params = [SamplingParams(max_new_tokens=LENGTH, temperature=1.0, ignore_eos=True, seed=i) for i in range(many)]
     with llm.ledger.recording() as passes:
@@ -120,6 +120,16 @@ def test_tokens_come_as_often_as_they_are_likely(llm: LLM, likelihoods: Tensor) 
     assert counts.sum() >= DRAWN
     assert drafted > 0.5 * DRAWN
     assert 0.25 < accepted / drafted < 0.6  # of up to three, those behind a wrong one being none
+    chi, freedom = chi_squared(counts, likelihoods)
+    assert freedom > VOCAB * VOCAB / 4
+    assert chi < quantile(freedom), f"chi-squared {chi:.1f} with {freedom} degrees of freedom"
+
+
+def test_drafts_of_the_first_tokens_alone_leave_the_others_as_likely(llm: LLM, likelihoods: Tensor) -> None:
+    """A drafter that cannot say twelve of the sixteen tokens."""
+    counts, drafted, accepted = write(llm, likelihoods, DRAWN, first=4)
+    assert drafted > 0.5 * DRAWN
+    assert 0.02 < accepted / drafted < 0.4
     chi, freedom = chi_squared(counts, likelihoods)
     assert freedom > VOCAB * VOCAB / 4
     assert chi < quantile(freedom), f"chi-squared {chi:.1f} with {freedom} degrees of freedom"

@@ -49,6 +49,18 @@ def test_text_is_that_without(draft: str, plain: list[list[list[int]]], checkpoi
         assert drafter.pages.available == len(drafter.pages.owners)
 
 
+def test_text_is_that_without_where_it_says_the_first_tokens_alone(
+    plain: list[list[list[int]]], checkpoints: Checkpoints
+) -> None:
+    path = str(checkpoints("qwen3_moe"))
+    with LLM(path, **OPTIONS, speculate=path, draft_vocabulary=80) as llm:
+        assert [answers(llm, how) for how in HOW] == plain
+        found = llm.ledger.summary("decode")
+        assert found.drafted > found.accepted > 0
+        assert found.guesses.mean_rows == 80
+        assert found.guesses.nbytes > 0
+
+
 def test_a_text_longer_than_its_context_gets_no_draft(plain: list[list[list[int]]], checkpoints: Checkpoints) -> None:
     with LLM(str(checkpoints("qwen3_moe")), **OPTIONS, speculate=str(checkpoints("qwen3_moe"))) as llm:
         drafter = llm.loop.drafts.speculation.drafter  # type: ignore[union-attr]

@@ -10,18 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ....errors import CheckpointError, OptionError
 from ....loaders.architecture.architecture import Architecture, Layer, matrix, vector
 from ....loaders.architecture.tensor_names import PREDICTION, place
 from ....loaders.families import named
 from ....loaders.families.quantisation import Quantisation
+from ....loaders.files import gguf_set
 from ....loaders.files.headers import Stored, of_file
 from ....loaders.model_source import Source
 from ....loaders.quants.quant import Quant
 from .. import of_headers as headers
 from .. import storage as storing
 from ..storage import Storage
+from . import draft_rows
 
 BESIDE = "mtp.safetensors"  # beside a model's own files
 KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")  # of configs
@@ -48,23 +51,39 @@ class OwnLayer:
         caches = tuple(replace(cache, window=None) for cache in layer.mixer.caches)
         return replace(self.model, layers=(replace(layer, mixer=replace(layer.mixer, caches=caches)),))
 
+    def among(self, rows: int) -> OwnLayer:
+        """The same as it guesses among the first so many tokens, and the last ones."""
+        read = draft_rows.read_rows(rows, self.model.vocab)
+        head = self.storage.head_in.times(read / self.model.vocab)
+        storage = replace(self.storage, outside_in=head, head_in=head)
+        return OwnLayer(model=replace(self.model, vocab=read), storage=storage)
+
     @property
     def weights(self) -> int:
         """Bytes in memory beside the model's."""
         return self.storage.common + self.storage.routed - self.storage.head
 
 
-def find(source: Source, quant: Quant, is_native: bool, how: Quantisation | None, *, must: bool) -> OwnLayer | None:
+def find(
+    source: Source,
+    quant: Quant,
+    is_native: bool,
+    how: Quantisation | None,
+    *,
+    must: bool,
+    file: Path | None = None,
+) -> OwnLayer | None:
     """The layer of a model; None: its files have none. quant: of the model where headers do not say; how: its weights
     are quantised. must: raises OptionError where there is none, or none that runs; without headers it is then taken to
-    be there."""
+    be there. file: that holds it."""
     model = source.described.architecture
-    layer, stored = layer_of(model), _stored(source)
+    layer, stored = layer_of(model), _stored(source) if file is None else _of_given(file, source)
     says_so = bool(stored) if source.tensors is not None else must or any(source.config.get(key) for key in KEYS)
     if layer is None or not says_so:
         if must:
             what = "has no layer for multi-token prediction" if layer else "can have no such layer here"
-            raise OptionError(f"--speculate is mtp, and {source.name} {what}: give auto, lookup or off")
+            there = f"; {file} holds none" if layer and file else ""
+            raise OptionError(f"--speculate is mtp, and {source.name} {what}{there}: give auto, lookup or off")
         return None
     joined = (matrix(model.hidden, 2 * model.hidden, name="nextn.eh_proj"), *(vector(model.hidden),) * 3)
     whole = replace(layer, parts=(*layer.parts, *joined))
@@ -126,10 +145,28 @@ def _stored(source: Source) -> list[Stored]:
     return found if any(JOINED in one.name for one in found) else []
 
 
-def _renamed(tensors: Iterable[Stored], number: int) -> Iterator[Stored]:
+def _of_given(file: Path, source: Source) -> list[Stored]:
+    """The same of a file of its own, which is of the model's kind; a block of GGUF may have any number there."""
+    if not file.is_file():
+        raise OptionError(f"--mtp is {file}, which is no file: give the one that holds the layer")
+    if source.tensors is None:
+        raise OptionError(f"--mtp is {file}, and {source.name} has no headers to set it beside: give the model's files")
+    number, is_gguf = len(source.described.architecture.layers), gguf_set.is_gguf(file)
+    if is_gguf != (source.gguf is not None):
+        kind = "safetensors" if source.gguf is None else "GGUF"
+        raise OptionError(f"--mtp is {file}, and {source.name} is of {kind}: give its layer as {kind}, too")
+    tensors = gguf_set.of_path(file).tensors if is_gguf else of_file(file).tensors
+    blocks = (match[2] for one in tensors if (match := BEHIND.match(one.name)) and JOINS.search(match[3]))
+    found = [*_renamed(tensors, number, int(next(blocks, number)) if is_gguf else number)]
+    return found if any(JOINED in one.name for one in found) else []
+
+
+def _renamed(tensors: Iterable[Stored], number: int, start: int | None = None) -> Iterator[Stored]:
+    """start: its number in the file, where that is another."""
+    there = number if start is None else start
     for norms, tensor in enumerate(tensors):
         match = BEHIND.match(tensor.name)
-        prefix, name = (match[1], match[3]) if match and int(match[2]) == number else ("model.layers.", "")
+        prefix, name = (match[1], match[3]) if match and int(match[2]) == there else ("model.layers.", "")
         if not name and (under := UNDER_MTP.match(tensor.name)):
             name = under[1]
         if not name or COPIES.search(name):

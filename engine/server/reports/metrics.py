@@ -16,6 +16,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from ...experts.counts import by_tier, hottest
+from ...ledger import guesses
 from ...ledger.passes import Pass
 from ...ledger.summary import PHASES, summarise
 from ..generation import Generation
@@ -49,6 +50,7 @@ class Metrics(Collector):
         self.bytes: Sums[tuple[str, str]] = Sums()
         self.seconds: Sums[str] = Sums()
         self.forced = self.drafted = self.accepted = 0
+        self.guesses = guesses.NONE
         self.registry.register(self)
         service.ended.append(self.end)
         service.llm.ledger.listeners.append(self.passed)
@@ -64,6 +66,7 @@ class Metrics(Collector):
         self.forced += done.forced
         self.drafted += done.drafted
         self.accepted += done.accepted
+        self.guesses += done.guesses
         for tier, groups in done.bytes.items():
             for group, size in groups.items():
                 self.bytes[tier, group] += size
@@ -116,6 +119,8 @@ class Metrics(Collector):
         drafts = {"num_draft_tokens": self.drafted, "num_accepted_tokens": self.accepted}
         for name, count in drafts.items():
             yield counter(f"spec_decode_{name}", "tokens of drafts: guessed, and those that came true", {(): count})
+        for name, count in self.guesses.as_json().items():
+            yield counter(f"spec_decode_{name}", "of models that guess: passes, rows of heads, bytes", {(): count})
         yield self._ratio()
         yield from self._experts()
         yield from self._disk()

@@ -20,13 +20,15 @@ from ...config import SamplingParams
 from ...generation.schedule.batch import Batch
 from ...generation.schedule.inputs import make_inputs
 from ...generation.sequence import Sequence, make_sequence
+from ...ledger import guesses
+from ...ledger.guesses import Guesses
 from ...model.kv_cache import PAGE
 from ...planning.own_layer.waiting_rows import MANY
 from ..drafter import MTP_KIND, Draft
+from ..vocabulary.draft_head import read_of
+from ..vocabulary.draft_vocabulary import DraftVocabulary
 from .layer import MtpLayer
 from .waiting import Waiting
-
-NEWEST = 0.2  # weight of the newest draft in what a token takes
 
 
 class MtpDrafter:
@@ -35,9 +37,9 @@ class MtpDrafter:
     is_free: Literal[False] = False
     kind = MTP_KIND
 
-    def __init__(self, layer: MtpLayer) -> None:
-        self.layer = layer
-        self.token_s = 0.0
+    def __init__(self, layer: MtpLayer, vocabulary: DraftVocabulary) -> None:
+        self.layer, self.vocabulary = layer, vocabulary
+        self.made = guesses.NONE
         self.known: dict[int, Waiting] = {}
 
     def saw(self, sequences: Seq[Sequence], starts: Seq[int], hidden: Seq[Tensor]) -> None:
@@ -62,14 +64,17 @@ class MtpDrafter:
         hidden_TD = torch.cat([one.take() for one in many])
         if not wants_logits:
             inputs = replace(inputs, rows=inputs.rows[:0])
-        main = self.layer.main
+        main, head = self.layer.main, self.vocabulary.head
+        before = head.read
         with torch.inference_mode(), main.current():
             out = self.layer.forward(inputs, hidden_TD)
             ids = main.ops.argmax(out.logits)[1].tolist() if wants_logits else []
         main.wait()
+        if wants_logits:
+            self.made += Guesses(1, head.rows, read_of(out, head.read - before))
         for sequence, count in zip(batch.sequences, batch.counts, strict=True):
             sequence.computed += count
-        return [int(token) for token in ids], out.hidden
+        return [head.token(int(index)) for index in ids], out.hidden
 
     def draft_all(self, asked: Seq[tuple[Sequence, int]]) -> list[Draft | None]:
         """Of sequences up to so many tokens each; None where the state before the last token is not known."""
@@ -77,7 +82,7 @@ class MtpDrafter:
         going = [(i, most) for i, (sequence, limit) in enumerate(asked) if (most := self._most(sequence, limit)) > 0]
         if not going:
             return found
-        start = time.perf_counter()
+        start, head_s = time.perf_counter(), self.vocabulary.head.seconds
         mine = {i: self.known[asked[i][0].id] for i, _ in going}
         true = {i: one.end for i, one in mine.items()}
         said: dict[int, list[int]] = {i: [] for i in mine}
@@ -92,9 +97,9 @@ class MtpDrafter:
         for i, one in mine.items():
             one.rows.clear()  # guesses: the next true states come in their places
             one.mine.computed = true[i]
-            found[i] = Draft(said[i], self.kind)
-        took = (time.perf_counter() - start) / sum(map(len, said.values()))
-        self.token_s += (took - self.token_s) * (NEWEST if self.token_s else 1.0)
+            found[i] = Draft(said[i], self.kind, self.vocabulary.head.left_out())
+        head_s = self.vocabulary.head.seconds - head_s
+        self.vocabulary.took(time.perf_counter() - start, head_s, sum(map(len, said.values())))
         return found
 
     def _most(self, sequence: Sequence, limit: int) -> int:
@@ -108,6 +113,7 @@ class MtpDrafter:
     def forget(self, sequence: Sequence) -> None:
         """A sequence has ended. What waits of it is taken in, as long as it has its pages: the next turn of a
         conversation goes on from them."""
+        self.vocabulary.forget(sequence)
         one = self.known.pop(sequence.id, None)
         if one is not None and sequence.pages and one.is_of(sequence) and one.waits:
             self._take_in([one])

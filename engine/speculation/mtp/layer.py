@@ -54,6 +54,8 @@ class MtpLayer:
         inputs = replace(inputs, timers=Timers(None))
         experts = CpuExperts([bank], main.ops)
         self.decoder = Decoder(self.spec, whole, main.ops, experts, cache, max_context, inputs)
+        sizes, joining = self.decoder.sizes, sum(one.nbytes for one in self.own.own.values()) - self.own.norm.nbytes
+        self.decoder.sizes = replace(sizes, layers=sizes.layers + joining)
 
     def forward(self, inputs: Inputs, hidden_TD: Tensor) -> Output:
         """Of tokens and the hidden states before them: logits of the wanted rows, and what the next state is."""

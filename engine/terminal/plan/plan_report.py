@@ -17,6 +17,7 @@ from ...bandwidth_model.machine_file import unknown_gpus
 from ...planning import layouts as placing
 from ...planning.hosts import machines
 from ...planning.hosts.comparison import Hosted
+from ...planning.own_layer.drafting import OwnDrafts
 from ...planning.plan import Plan
 from ...planning.speed import Drafted, Rated
 from ...units import GB, count, size
@@ -233,8 +234,14 @@ def drafts_line(plan: Plan) -> Iterable[str]:
     if (own := plan.own_drafts) is not None:
         yield (
             f"the model's own layer ({size(own.weights)}, {size(own.cache)} of cache, {own.token_s * 1e3:.2f} ms a "
-            f"drafted token) gains: {', '.join(map(_gain, own.gains))}"
+            f"drafted token, {_among(own, plan)}) gains: {', '.join(map(_gain, own.gains))}"
         )
+
+
+def _among(own: OwnDrafts, plan: Plan) -> str:
+    """How many tokens a guess is chosen among, and what it reads."""
+    whole = own.rows == plan.model.vocab
+    return f"chosen among {'all' if whole else f'the first {own.rows}'} tokens, {size(own.guess_bytes)}"
 
 
 def _gain(one: Drafted) -> str:
@@ -351,7 +358,8 @@ def _hosts_json(hosted: Hosted, plan: Plan) -> dict[str, Any]:
 
 def _drafts_json(plan: Plan) -> dict[str, Any]:
     own = plan.own_drafts
-    costly = None if own is None else {**vars(own), "gains": [vars(row) for row in own.gains]}
+    lists = {} if own is None else {name: [vars(row) for row in getattr(own, name)] for name in ("ways", "gains")}
+    costly = None if own is None else {**vars(own), **lists}
     return {"drafts": [vars(row) for row in plan.drafts], "own_drafts": costly}
 
 

@@ -27,7 +27,7 @@ def trace() -> None:
 @click.option("--output", "-o", metavar="FILE", type=Path, default=None, help="where it goes; default as --store")
 @click.option("--store", is_flag=True, help="keep it in the user's cache, as this model's trace")
 @takes(SamplingParams, "sampling")
-@takes(EngineConfig, "config", leave_out=["kv_disk", "trace", "speculate", "mtp"])
+@takes(EngineConfig, "config", leave_out=["kv_disk", "trace", "speculate", "mtp", "draft_vocabulary"])
 def record(
     model: str, prompts: Path, output: Path | None, store: bool, sampling: Values, config: Values
 ) -> int:  # fmt: skip

@@ -13,11 +13,13 @@ from mtp_runs import always, opened, prompt
 
 from headrace import SamplingParams
 from headrace.engine.generation.sequence import Sequence, make_sequence
+from headrace.engine.ledger.guesses import Guesses
 from headrace.engine.speculation.acceptance import FIRST_OF
 from headrace.engine.speculation.drafter import MTP_KIND, Draft
 from headrace.engine.speculation.length import best_lengths
 from headrace.engine.speculation.pass_times import PassTimes
 from headrace.engine.speculation.speculation import TRIED_AGAIN, Speculation
+from headrace.engine.speculation.vocabulary.draft_vocabulary import DraftVocabulary, Way
 
 
 class Free:
@@ -36,6 +38,22 @@ class Free:
         """Nothing."""
 
 
+class Whole(DraftVocabulary):
+    """All tokens of a vocabulary, each guess of which takes so many seconds."""
+
+    def __init__(self, token_s: float) -> None:
+        self.token_s = token_s
+
+    def ways(self) -> list[Way]:
+        return [Way(0, 160, self.token_s)]
+
+    def shares(self, sequence: Sequence) -> list[float]:
+        return [1.0]
+
+    def use(self, rows: int) -> None:
+        assert rows == 160
+
+
 class Costly:
     """Says another one; each token takes so many seconds."""
 
@@ -43,7 +61,7 @@ class Costly:
     kind = MTP_KIND
 
     def __init__(self, token: int, token_s: float = 0.0) -> None:
-        self.token, self.token_s = token, token_s
+        self.token, self.vocabulary, self.made = token, Whole(token_s), Guesses()
         self.asked: list[list[int]] = []
         self.ended: list[int] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -75,14 +76,61 @@ def test_bytes_of_gguf_are_those_of_the_engine(
     path, own = tmp_path / "model.gguf", tmp_path / "mtp.gguf"
     tensors = layer_tensors(variant, checkpoints(variant))
     mtp_gguf.write(variant, checkpoints(variant), tensors, path, own if apart else None)
+    file = own if apart else None
     if apart:
         with pytest.raises(OptionError, match="has no layer for multi-token prediction"):
             planned(path)
-        return
-    engine = open_gguf(path, LoadOptions(mtp=MtpAsked(must=True)))
-    found = planned(path)
+        with pytest.raises(OptionError, match=r"for multi-token prediction; .*model.gguf holds none"):
+            planned(path, mtp=path)
+    engine = open_gguf(path, LoadOptions(mtp=MtpAsked(must=True, file=file)))
+    found = planned(path, mtp=file)
     assert found.own_drafts is not None
     assert found.own_drafts.weights == mtp_rows.weight_bytes(engine.spec, engine.formats)
+
+
+@pytest.mark.parametrize("variant", ["qwen3_next", "deepseek_v3", "glm4_moe"])
+def test_bytes_of_a_file_of_its_own_are_those_of_the_engine(
+    variant: str, checkpoints: Checkpoints, with_mtp: With, tmp_path: Path, run: Run
+) -> None:
+    path, file = checkpoints(variant), tmp_path / "own.safetensors"
+    shutil.copy(with_mtp(variant, "beside it") / "mtp.safetensors", file)
+    engine = open_directory(path, LoadOptions(mtp=MtpAsked(must=True, file=file)))
+    found = planned(path, mtp=file)
+    assert found.own_drafts is not None
+    assert found.own_drafts.weights == mtp_rows.weight_bytes(engine.spec, engine.formats)
+    said = run("plan", path, "--hardware", MACHINE, "--speculate", "mtp", "--mtp", file, "--json")
+    assert json.loads(said[1])["own_drafts"]["weights"] == found.own_drafts.weights
+
+
+def test_a_file_that_cannot_hold_it_is_refused(checkpoints: Checkpoints, tmp_path: Path, run: Run) -> None:
+    path, other = checkpoints("qwen3_moe"), tmp_path / "other.gguf"
+    other.write_bytes(b"GGUF" + bytes(60))
+
+    def refused(*said: object) -> str:
+        status, _, err = run("plan", *said)
+        assert status != 0
+        return folded(err)
+
+    where = ("--hardware", MACHINE, "--mtp")
+    assert "none.safetensors, which is no file" in refused(path, *where, tmp_path / "none.safetensors")
+    assert "is of safetensors: give its layer as safetensors, too" in refused(path, *where, other)
+    assert "has no headers to set it beside" in refused("Qwen3-30B-A3B", "--quant", "q4_0", *where, other)
+    assert "and --speculate is off: give mtp, or auto" in refused(path, *where, other, "--speculate", "off")
+
+
+def test_fewer_rows_make_a_guess_cheaper_and_gain_more(run: Run) -> None:
+    """Of a large vocabulary; the best number of rows is said."""
+    model = ("plan", "Qwen3.6-35B-A3B", "--hardware", "ddr5-6000-2ch, 64gb, 16cores", "--quant", "q4_0",
+             "--speculate", "mtp")  # fmt: skip
+    of = {how: json.loads(run(*model, "--draft-vocabulary", how, "--json")[1])["own_drafts"] for how in ("auto", "all")}
+    assert of["all"]["rows"] == 248_320
+    assert of["auto"]["rows"] < 248_320
+    assert of["auto"]["token_s"] < of["all"]["token_s"]
+    for few, every in zip(of["auto"]["gains"], of["all"]["gains"], strict=True):
+        assert few["gain"] >= every["gain"]
+    assert of["auto"]["gains"][-1]["gain"] > of["all"]["gains"][-1]["gain"]
+    assert [way["rows"] for way in of["auto"]["ways"]] == [8192, 16384, 32768, 65536, 131_072, 248_320]
+    assert f"chosen among the first {of['auto']['rows']} tokens" in folded(run(*model)[1])
 
 
 def test_a_loaded_model_has_what_the_plan_says(with_mtp: With) -> None:
@@ -126,7 +174,8 @@ def test_a_line_says_so(with_mtp: With, run: Run) -> None:
     path = with_mtp("qwen3_moe", "in it")
     text = folded(run("plan", path, "--hardware", MACHINE, "--speculate", "mtp")[1])
     assert "the model's own layer (" in text
-    assert " ms a drafted token) gains: " in text
+    assert " ms a drafted token, chosen among all tokens, " in text
+    assert ") gains: " in text
 
 
 def test_what_is_not_there_is_refused(checkpoints: Checkpoints, run: Run) -> None:

@@ -101,7 +101,8 @@ def test_by_itself_it_drafts_where_tokens_come_true(checkpoints: Checkpoints, wi
     drafted = [one.drafted for one in passes if one.phase == "decode"]
     assert drafted[0] > 0
     assert sum(drafted[20:]) <= 1
-    assert drafter.token_s > 0
+    assert drafter.vocabulary.rest_s > 0
+    assert drafter.vocabulary.row_s > 0
 
 
 def test_room_that_runs_out(with_mtp: With, monkeypatch: pytest.MonkeyPatch) -> None:
