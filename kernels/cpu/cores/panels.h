@@ -60,40 +60,36 @@ inline __attribute__((always_inline)) void unpack_group(const Rows16& rows, size
   }
 }
 
-// The codes of all blocks of 16 rows: save(block, q), where q[j] holds weights 4 j .. 4 j + 3 of each row.
+// The codes of blocks first .. first + n, a group of 16 rows: save(block of the group, q), where q[j] holds weights 4 j .. 4 j + 3
+// of each row.
 template <class F, class Save>
-void unpack_codes(const Rows16& rows, int blocks, const Save& save) {
+inline __attribute__((always_inline)) void unpack_codes(const Rows16& rows, int blocks, int first, int n, const Save& save) {
   using C = typename F::Codes;
-  for (int first = 0; first < blocks; first += BLOCK_GROUP)
-    unpack_group<C>(rows, F::Scales::bytes(blocks) + size_t(first) * BLOCK_BYTES<C>, least(BLOCK_GROUP, blocks - first),
-                    [&](int block, const Step& q) __attribute__((always_inline)) { save(first + block, q); });
+  unpack_group<C>(rows, F::Scales::bytes(blocks) + size_t(first) * BLOCK_BYTES<C>, n, save);
 }
 
 // Factors of a block, one after the other: for each part its factor, and its minimum where there are any.
 template <class F>
 constexpr int FACTORS = F::PARTS * (F::Scales::MIN ? 2 : 1);
 
-// The factors of all blocks of 16 rows: save(block, which of FACTORS, values).
+// The factors of blocks first .. first + n, at most W of them, of 16 rows: save(block after first, which of FACTORS, values).
 template <class F, class Save>
-void unpack_factors(const Rows16& rows, int blocks, const Save& save) {
+inline __attribute__((always_inline)) void unpack_factors(const Rows16& rows, int blocks, int first, int n, const Save& save) {
   using S = typename F::Scales;
   constexpr int EACH = S::MIN ? 2 : 1;
-  for (int first = 0; first < blocks; first += W) {
-    const int n = least(W, blocks - first);
-    V all[FACTORS<F>][W];
-    for (int r = 0; r < W; r++) {
-      Factors<F::PARTS> f;
-      S::template load<false>(rows.at[r], blocks, first, n, f);
-      for (int part = 0; part < F::PARTS; part++) {
-        all[part * EACH][r] = f.scale[part];
-        if (S::MIN) all[part * EACH + EACH - 1][r] = f.min[part];
-      }
+  V all[FACTORS<F>][W];
+  for (int r = 0; r < W; r++) {
+    Factors<F::PARTS> f;
+    S::template load<false>(rows.at[r], blocks, first, n, f);
+    for (int part = 0; part < F::PARTS; part++) {
+      all[part * EACH][r] = f.scale[part];
+      if (S::MIN) all[part * EACH + EACH - 1][r] = f.min[part];
     }
-    for (int which = 0; which < FACTORS<F>; which++) {
-      transpose(all[which]);
-      for (int lane = 0; lane < W; lane++)
-        if (block_of_lane(lane) < n) save(first + block_of_lane(lane), which, all[which][lane]);
-    }
+  }
+  for (int which = 0; which < FACTORS<F>; which++) {
+    transpose(all[which]);
+    for (int lane = 0; lane < W; lane++)
+      if (block_of_lane(lane) < n) save(block_of_lane(lane), which, all[which][lane]);
   }
 }
 

@@ -108,22 +108,23 @@ void vnni_seal(uint8_t* hidden, int count, int width) {
   vnni_pack(reinterpret_cast<const float*>(hidden + vnni_stride(width)), size_t(width), nullptr, count, width, hidden);
 }
 
-// 16 rows of both runs, unpacked.
+// A group of blocks of 16 rows of both runs, unpacked.
 constexpr int RUNS = 2;
 constexpr size_t CODES_BYTES = size_t(WORDS) * RUNS * 64;  // of a block
-inline size_t panel_bytes(int cols, int factors) {
-  return size_t(cols / BLOCK) * (CODES_BYTES + size_t(factors) * RUNS * 64);
+constexpr size_t panel_bytes(int factors) { return BLOCK_GROUP * (CODES_BYTES + size_t(factors) * RUNS * 64); }
+inline const float* panel_factors(const uint8_t* panel) {
+  return reinterpret_cast<const float*>(panel + BLOCK_GROUP * CODES_BYTES);
 }
 
 template <class F>
-void vnni_unpack(const Rows16& rows, int blocks, int run, uint8_t* panel) {
-  unpack_codes<F>(rows, blocks, [&](int block, const Step& q) __attribute__((always_inline)) {
+void vnni_unpack(const Rows16& rows, int blocks, int first, int n, int run, uint8_t* panel) {
+  unpack_codes<F>(rows, blocks, first, n, [&](int block, const Step& q) __attribute__((always_inline)) {
     uint8_t* to = panel + size_t(block) * CODES_BYTES + run * 64;
 #pragma GCC unroll 8
     for (int j = 0; j < WORDS; j++) _mm512_store_si512(to + j * RUNS * 64, q[j]);
   });
-  float* factors = reinterpret_cast<float*>(panel + size_t(blocks) * CODES_BYTES) + run * W;
-  unpack_factors<F>(rows, blocks, [&](int block, int which, V values) __attribute__((always_inline)) {
+  float* factors = const_cast<float*>(panel_factors(panel)) + run * W;
+  unpack_factors<F>(rows, blocks, first, n, [&](int block, int which, V values) __attribute__((always_inline)) {
     store(factors + (size_t(block) * FACTORS<F> + which) * RUNS * W, values);
   });
 }
@@ -217,12 +218,13 @@ struct PanelProducts {
     }
   }
 
+  // Sums of all blocks before grow by those of the panel.
   static __attribute__((noinline)) void run(const uint8_t* panel, const uint8_t* x, int blocks, const Ahead& ahead,
                                             float (*out)[RUNS][W]) {
-    const float* f = reinterpret_cast<const float*>(panel + size_t(blocks) * CODES_BYTES);
+    const float* f = panel_factors(panel);
     V acc[T][RUNS];
 #pragma GCC unroll 8
-    for (int t = 0; t < T; t++) acc[t][0] = acc[t][1] = zero();
+    for (int t = 0; t < T; t++) acc[t][0] = load(out[t][0]), acc[t][1] = load(out[t][1]);
     for (int b = 0; b < blocks; b++, panel += CODES_BYTES, x += EIGHT_BYTES, f += P::PARTS * EACH * RUNS * W) {
       ahead.ask(b);
       Sums sums;
@@ -254,25 +256,39 @@ void eight_products(const uint8_t* panel, const uint8_t* x, int blocks, int toke
   }
 }
 
-// 16 rows of both runs after the other with all tokens: save(sums, row, token, tokens).
+constexpr int PASS = 256;  // tokens that a group of blocks is unpacked for
+
+// 16 rows of both runs after the other with up to PASS tokens: save(sums, row, token, tokens).
 template <class F, class Save>
-void vnni_run(const RowPair& w, const TileTokens& x, int cols, uint8_t* scratch, const Save& save) {
+void vnni_pass(const RowPair& w, const uint8_t* x, size_t stride, int tokens, int cols, uint8_t* scratch, const Save& save) {
   using P = PanelOf<F::Codes::OFFSET, F::PARTS, F::Scales::MIN>;
   const int blocks = cols / BLOCK;
   const size_t rows_bytes = W * w.row_bytes;
-  alignas(64) EightSums sums;
+  EightSums* sums = reinterpret_cast<EightSums*>(scratch + panel_bytes(FACTORS<F>));
   for (int row = 0; row < w.na; row += W) {
     const uint8_t *a = w.a + size_t(row) * w.row_bytes, *b = w.b + size_t(row) * w.row_bytes;
-    vnni_unpack<F>({a, w.row_bytes, w.na - row}, blocks, 0, scratch);
-    if (row < w.nb) vnni_unpack<F>({b, w.row_bytes, w.nb - row}, blocks, 1, scratch);
-    for (int t = 0; t < x.count; t += EIGHT) {
-      const int n = least(EIGHT, x.count - t);
-      const Ahead ahead{a + rows_bytes, b + rows_bytes, t == 0 ? rows_bytes / blocks : 0};
-      const uint8_t* eight = x.base + t / TILE_SIDE * x.stride + t % TILE_SIDE / EIGHT * vnni_half(cols);
-      eight_products<P>(scratch, eight, blocks, n, ahead, sums);
-      save(sums, row, t, n);
+    const Rows16 rows_a(a, w.row_bytes, w.na - row), rows_b(row < w.nb ? b : a, w.row_bytes, most(w.nb - row, 1));
+    __builtin_memset(sums, 0, size_t(tokens + EIGHT - 1) / EIGHT * sizeof(EightSums));
+    for (int first = 0; first < blocks; first += BLOCK_GROUP) {
+      const int n = least(BLOCK_GROUP, blocks - first);
+      vnni_unpack<F>(rows_a, blocks, first, n, 0, scratch);
+      vnni_unpack<F>(rows_b, blocks, first, n, 1, scratch);
+      for (int t = 0; t < tokens; t += EIGHT) {
+        const size_t each = rows_bytes / blocks, done = rows_bytes + first * each;
+        const Ahead ahead{a + done, b + done, t == 0 ? each : 0};
+        const uint8_t* eight = x + t / TILE_SIDE * stride + t % TILE_SIDE / EIGHT * vnni_half(cols) + first * EIGHT_BYTES;
+        eight_products<P>(scratch, eight, n, least(EIGHT, tokens - t), ahead, sums[t / EIGHT]);
+      }
     }
+    for (int t = 0; t < tokens; t += EIGHT) save(sums[t / EIGHT], row, t, least(EIGHT, tokens - t));
   }
+}
+
+template <class F, class Save>
+void vnni_run(const RowPair& w, const TileTokens& x, int cols, uint8_t* scratch, const Save& save) {
+  for (int first = 0; first < x.count; first += PASS)
+    vnni_pass<F>(w, x.base + first / TILE_SIDE * x.stride, x.stride, least(PASS, x.count - first), cols, scratch,
+                 [&](const EightSums& sums, int row, int token, int n) { save(sums, row, first + token, n); });
 }
 
 template <class F>
@@ -306,8 +322,8 @@ void vnni_glu(const RowPair& w, const TileTokens& x, int cols, const TileHidden&
 }
 
 template <class F>
-size_t vnni_scratch(int cols) {
-  return panel_bytes(cols, FACTORS<F>);
+size_t vnni_scratch(int) {
+  return panel_bytes(FACTORS<F>) + PASS / EIGHT * sizeof(EightSums);
 }
 
 template <class F>
