@@ -137,6 +137,19 @@ def test_linear_gives_a_token_the_same_bits_in_any_batch(ops: CpuOps, form: Form
             assert torch.equal(ops.linear(x[part], matrix), together[part]), f"{part} of {whole}"
 
 
+@pytest.mark.parametrize("name", ["mxfp4", "q4_0"])
+def test_a_token_has_the_same_bits_beside_any_magnitude(ops: CpuOps, name: str, source: RandomSource) -> None:
+    """Powers of two are multiplied by adding exponents, but not where one of eight tokens would overflow."""
+    matrix = source.matrix(FORMATS[name], 33, 544)
+    x = torch.randn(24, 544, generator=source.generator)
+    x[3, 64:96], x[4], x[9, 5] = 0.0, 0.0, float("nan")
+    x[1], x[2], x[10] = x[1] * 1e-30, x[2] * 1e25, x[10] * 1e-38
+    together, least = ops.linear(x, matrix), ops.context.tile_tokens.get(name, 1)
+    for t in (0, 1, 2, 3, 4, 8, 10, 20):
+        alone = ops.linear(x[t].repeat(least, 1), matrix)
+        assert torch.equal(alone[0], together[t]), f"token {t}"
+
+
 @pytest.mark.parametrize("form", FORMATS.values(), ids=lambda form: form.name)
 def test_experts_give_a_token_the_same_bits_in_any_batch(ops: CpuOps, form: Format, source: RandomSource) -> None:
     bank = source.bank(ExpertLayout(format=form, hidden=whole_blocks(96, form), width=whole_blocks(64, form)), 6)

@@ -2,131 +2,70 @@
 //
 //   out[r][t] = sum over blocks b of xs[t][b] * (scale[r][b] * (integer dot of block b) + min[r][b] * (sum of x's codes))
 //
-// The formula and the rounding of the dot products (formats/blocks.h); only the order of additions differs. 16 rows of
-// both runs are unpacked once for all tokens, to bytes [block][k / 4][run] and floats [block][factor][run], which the second
-// cache holds. Tokens go by eights: their activations are dwords [block][k / 4][8 tokens], each broadcast to all rows. No sum
-// is ever turned, and none goes from lane to lane.
+// The formula and the rounding of the dot products (formats/blocks.h); only the order of additions differs. A group of blocks
+// of 16 rows of both runs is unpacked once for all tokens, to codes [block][k / 4][run] and floats [block][factor][run], a panel
+// that the first cache holds. Tokens go by eights (tiles_vnni_tokens.h), each dword of theirs broadcast to all rows. No sum is
+// ever turned, and none goes from lane to lane.
+//
+// vpdpbusd has two ports, which the multiplications of the scales need too: eight of ten turns are left to it, eight of eleven
+// with minimums or two parts. Shifts, masks, turns within quarters of a line and conversions go through other ports (measured on
+// Zen 5), so that what can be done by those costs next to nothing.
 #pragma once
 
+#include <type_traits>
+
 #include "cores/panels.h"
+#include "cores/tiles_vnni_tokens.h"
 
 namespace headrace {
 namespace {
 
-constexpr int EIGHT = 8;  // tokens that lie together
-
-// Activations of eight tokens and a block are 16 lines of 8 values: 8 of codes, then these.
-enum TokenLine { SCALE = WORDS, MINUS_SUM, MINUS_FIRST, MINUS_SECOND, SCALED_SUM, SCALED_FIRST, SCALED_SECOND, LINES = 16 };
-constexpr size_t EIGHT_BYTES = LINES * EIGHT * 4;
-
-inline size_t vnni_half(int cols) { return size_t(cols / BLOCK) * EIGHT_BYTES; }
-inline size_t vnni_stride(int cols) { return 2 * vnni_half(cols); }
-// Hidden values: as activations, and before those are made, as floats [16 tokens][width].
-inline size_t vnni_hidden_stride(int width) { return vnni_stride(width) + size_t(width) * TILE_SIDE * 4; }
-
-// Eight vectors of 8 values: rows become columns.
-inline __attribute__((always_inline)) void transpose8(__m256i (&a)[EIGHT]) {
-  __m256i b[EIGHT];
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    const __m256i low01 = _mm256_unpacklo_epi32(a[i], a[i + 1]), high01 = _mm256_unpackhi_epi32(a[i], a[i + 1]);
-    const __m256i low23 = _mm256_unpacklo_epi32(a[i + 2], a[i + 3]), high23 = _mm256_unpackhi_epi32(a[i + 2], a[i + 3]);
-    b[i] = _mm256_unpacklo_epi64(low01, low23), b[i + 1] = _mm256_unpackhi_epi64(low01, low23);
-    b[i + 2] = _mm256_unpacklo_epi64(high01, high23), b[i + 3] = _mm256_unpackhi_epi64(high01, high23);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    a[i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x20);
-    a[4 + i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x31);
-  }
-}
-
-// The largest magnitude of a block of each of eight tokens; a NaN counts as the largest.
-inline __attribute__((always_inline)) __m256 peaks_of(const float* const* x) {
-  __m256i a[EIGHT];
-#pragma GCC unroll 8
-  for (int t = 0; t < EIGHT; t++) {
-    const __m512i m = as_ints(larger(vabs(load(x[t])), vabs(load(x[t] + W))));
-    a[t] = _mm256_max_epu32(_mm512_castsi512_si256(m), _mm512_extracti64x4_epi64(m, 1));
-  }
-  transpose8(a);
-#pragma GCC unroll 3
-  for (int n = 4; n; n /= 2)
-#pragma GCC unroll 4
-    for (int i = 0; i < n; i++) a[i] = _mm256_max_epu32(a[i], a[i + n]);
-  return _mm256_castsi256_ps(a[0]);
-}
-
-// A block of eight tokens at x[0 .. 7].
-inline void vnni_pack_block(const float* const* x, uint8_t* to) {
-  const __m256 peak = peaks_of(x), full = _mm256_set1_ps(127.0f), scale = _mm256_div_ps(peak, full);
-  const __mmask8 some = _mm256_cmp_ps_mask(peak, _mm256_setzero_ps(), _CMP_GT_OQ);
-  alignas(32) float inverse[EIGHT];
-  _mm256_store_ps(inverse, _mm256_maskz_div_ps(some, full, peak));
-  __m256i codes[EIGHT];
-#pragma GCC unroll 8
-  for (int t = 0; t < EIGHT; t++) {
-    const V by = set1(inverse[t]);
-    const __m128i low = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(mul(load(x[t]), by)));
-    const __m128i high = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(mul(load(x[t] + W), by)));
-    codes[t] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
-  }
-  transpose8(codes);
-  const auto line = [&](int i) { return reinterpret_cast<__m256i*>(to + i * EIGHT * 4); };
-  __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
-#pragma GCC unroll 8
-  for (int j = 0; j < WORDS; j++) {
-    _mm256_storeu_si256(line(j), codes[j]);
-    sums[j / 4] = _mm256_dpbusd_epi32(sums[j / 4], _mm256_set1_epi8(1), codes[j]);
-  }
-  const auto save = [&](__m256i sum, int minus, int scaled) {
-    _mm256_storeu_si256(line(minus), _mm256_sub_epi32(_mm256_setzero_si256(), sum));
-    _mm256_storeu_ps(reinterpret_cast<float*>(line(scaled)), _mm256_mul_ps(scale, _mm256_cvtepi32_ps(sum)));
-  };
-  _mm256_storeu_ps(reinterpret_cast<float*>(line(SCALE)), scale);
-  save(_mm256_add_epi32(sums[0], sums[1]), MINUS_SUM, SCALED_SUM);
-  save(sums[0], MINUS_FIRST, SCALED_FIRST);
-  save(sums[1], MINUS_SECOND, SCALED_SECOND);
-}
-
-// Up to 16 tokens; where an eight has fewer, its last one fills the place.
-void vnni_pack(const float* x, size_t stride, const int32_t* index, int count, int cols, uint8_t* tiles) {
-  for (int first = 0; first < count; first += EIGHT, tiles += vnni_half(cols)) {
-    const float* token[EIGHT];
-    for (int i = 0; i < EIGHT; i++) {
-      const int t = least(first + i, count - 1);
-      token[i] = x + size_t(index ? index[t] : t) * stride;
-    }
-    for (int b = 0; b < cols / BLOCK; b++) {
-      vnni_pack_block(token, tiles + size_t(b) * EIGHT_BYTES);
-      for (int i = 0; i < EIGHT; i++) token[i] += BLOCK;
-    }
-  }
-}
-
-void vnni_seal(uint8_t* hidden, int count, int width) {
-  vnni_pack(reinterpret_cast<const float*>(hidden + vnni_stride(width)), size_t(width), nullptr, count, width, hidden);
-}
-
-// A group of blocks of 16 rows of both runs, unpacked.
+// A group of blocks of 16 rows of both runs, as products take them.
 constexpr int RUNS = 2;
-constexpr size_t CODES_BYTES = size_t(WORDS) * RUNS * 64;  // of a block
-constexpr size_t panel_bytes(int factors) { return BLOCK_GROUP * (CODES_BYTES + size_t(factors) * RUNS * 64); }
-inline const float* panel_factors(const uint8_t* panel) {
-  return reinterpret_cast<const float*>(panel + BLOCK_GROUP * CODES_BYTES);
+
+// What the products need to know of a format. NIBBLES: codes of 4 bits that are bytes after a shift and a mask stay words until
+// they are multiplied: half as many lines to store and to load, and ports that vpdpbusd does not need are free to unpack them.
+// POWERS: scales are powers of two, and those of the panel and of the tokens are medium, so that their product is a sum of
+// exponents: exact, and without one of the two multiplications that vpdpbusd has to wait for.
+template <int OFFSET_, int PARTS_, bool MIN_, bool NIBBLES_, bool POWERS_>
+struct PanelOf {
+  static constexpr int OFFSET = OFFSET_, PARTS = PARTS_;
+  static constexpr bool MIN = MIN_, NIBBLES = NIBBLES_, POWERS = POWERS_;
+  static constexpr int LINES = NIBBLES ? WORDS / 2 : WORDS;  // of a block and a run
+  static constexpr size_t CODES_BYTES = size_t(LINES) * RUNS * 64, GROUP_BYTES = BLOCK_GROUP * CODES_BYTES;
+};
+template <class F, bool POWERS = false, class C = typename F::Codes>
+using PanelFor = PanelOf<C::OFFSET, F::PARTS, F::Scales::MIN, std::is_same<C, Planes<0, 4, C::OFFSET>>::value, POWERS>;
+
+template <class F>
+constexpr bool HAS_POWERS = std::is_same<typename F::Scales, PowerScales>::value;
+
+// Tells whether all factors are medium, where that matters.
+template <class F>
+bool vnni_unpack(const Rows16& rows, int blocks, int first, int n, int run, uint8_t* panel) {
+  using P = PanelFor<F>;
+  const auto line = [&](int block, int j) { return panel + size_t(block) * P::CODES_BYTES + (j * RUNS + run) * 64; };
+  if constexpr (P::NIBBLES)
+    turn_codes<F>(rows, blocks, first, n, [&](int block, int word, I codes) __attribute__((always_inline)) {
+      _mm512_store_si512(line(block, word), codes);
+    });
+  else
+    unpack_codes<F>(rows, blocks, first, n, [&](int block, const Step& q) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+      for (int j = 0; j < WORDS; j++) _mm512_store_si512(line(block, j), q[j]);
+    });
+  float* factors = reinterpret_cast<float*>(panel + P::GROUP_BYTES) + run * W;
+  V smallest = set1(1.0f), largest = smallest;
+  unpack_factors<F>(rows, blocks, first, n, [&](int block, int which, V values) __attribute__((always_inline)) {
+    store(factors + (size_t(block) * FACTORS<F> + which) * RUNS * W, values);
+    if (HAS_POWERS<F>) smallest = vmin(values, smallest), largest = vmax(values, largest);
+  });
+  return max_lane(largest) <= MOST_MEDIUM && -max_lane(sub(zero(), smallest)) >= LEAST_MEDIUM;
 }
 
 template <class F>
-void vnni_unpack(const Rows16& rows, int blocks, int first, int n, int run, uint8_t* panel) {
-  unpack_codes<F>(rows, blocks, first, n, [&](int block, const Step& q) __attribute__((always_inline)) {
-    uint8_t* to = panel + size_t(block) * CODES_BYTES + run * 64;
-#pragma GCC unroll 8
-    for (int j = 0; j < WORDS; j++) _mm512_store_si512(to + j * RUNS * 64, q[j]);
-  });
-  float* factors = const_cast<float*>(panel_factors(panel)) + run * W;
-  unpack_factors<F>(rows, blocks, first, n, [&](int block, int which, V values) __attribute__((always_inline)) {
-    store(factors + (size_t(block) * FACTORS<F> + which) * RUNS * W, values);
-  });
+constexpr size_t panel_bytes() {
+  return PanelFor<F>::GROUP_BYTES + size_t(BLOCK_GROUP) * FACTORS<F> * RUNS * 64;
 }
 
 using EightSums = float[EIGHT][RUNS][W];
@@ -142,13 +81,6 @@ struct Ahead {
       __builtin_prefetch(b + block * bytes + i, 0, 2);
     }
   }
-};
-
-// What the products need to know of a format.
-template <int OFFSET_, int PARTS_, bool MIN_>
-struct PanelOf {
-  static constexpr int OFFSET = OFFSET_, PARTS = PARTS_;
-  static constexpr bool MIN = MIN_;
 };
 
 template <int T, class P>
@@ -175,15 +107,25 @@ struct PanelProducts {
         sums[part][t][0] = sums[part][t][1] =
             P::OFFSET ? shift_left<log2_of(P::OFFSET)>(token_int(x, MINUS[part], t)) : int_zero();
 #pragma GCC unroll 8
-    for (int j = 0; j < WORDS; j++) {
-      const I a = int_load(w + j * RUNS * 64), b = int_load(w + j * RUNS * 64 + 64);
-      auto& part = sums[P::PARTS == 1 ? 0 : j / 4];
-#pragma GCC unroll 8
-      for (int t = 0; t < T; t++) {
-        const I token = token_int(x, j, t);
-        part[t][0] = _mm512_dpbusd_epi32(part[t][0], a, token);
-        part[t][1] = _mm512_dpbusd_epi32(part[t][1], b, token);
+    for (int line = 0; line < P::LINES; line++) {
+      const I a = int_load(w + line * RUNS * 64), b = int_load(w + line * RUNS * 64 + 64);
+      auto& part = sums[P::PARTS == 1 ? 0 : line / 4];
+      if (!P::NIBBLES) {
+        add_line(a, b, x, line, part);
+      } else {
+        const I four = int_set1(0x0F0F0F0F);
+        add_line(bit_and(a, four), bit_and(b, four), x, line, part);
+        add_line(bit_and(shift_right<4>(a), four), bit_and(shift_right<4>(b), four), x, line + P::LINES, part);
       }
+    }
+  }
+
+  static inline __attribute__((always_inline)) void add_line(I a, I b, const uint8_t* x, int j, I (&sums)[T][RUNS]) {
+#pragma GCC unroll 8
+    for (int t = 0; t < T; t++) {
+      const I token = token_int(x, j, t);
+      sums[t][0] = _mm512_dpbusd_epi32(sums[t][0], a, token);
+      sums[t][1] = _mm512_dpbusd_epi32(sums[t][1], b, token);
     }
   }
 
@@ -194,8 +136,14 @@ struct PanelProducts {
 #pragma GCC unroll 2
     for (int run = 0; run < RUNS; run++) {
       const V first = load(f + run * W), last = load(f + (LAST * EACH * RUNS + run) * W);
+      const I exponents = int_sub(as_ints(first), as_ints(set1(1.0f)));
 #pragma GCC unroll 8
       for (int t = 0; t < T; t++) {
+        if (P::POWERS) {
+          const V by = as_floats(int_add(token_int(x, SCALE, t), exponents));
+          acc[t][run] = fma(to_float(sums[0][t][run]), by, acc[t][run]);
+          continue;
+        }
         V total = mul(to_float(sums[0][t][run]), first);
         if (P::PARTS == 2) total = fma(to_float(sums[LAST][t][run]), last, total);
         acc[t][run] = fma(total, token_float(x, SCALE, t), acc[t][run]);
@@ -218,19 +166,36 @@ struct PanelProducts {
     }
   }
 
-  // Sums of all blocks before grow by those of the panel.
+  // Tokens `from` .. from + N of a block.
+  template <int N>
+  static inline __attribute__((always_inline)) void block(const uint8_t* w, const float* f, const uint8_t* x, int from,
+                                                          V (&acc)[T][RUNS]) {
+    using Some = PanelProducts<N, P>;
+    auto& mine = reinterpret_cast<V(&)[N][RUNS]>(acc[from]);
+    typename Some::Sums sums;
+    Some::dots(w, x + from * 4, sums);
+    Some::scale(f, x + from * 4, sums, mine);
+    if (P::MIN) Some::add_minimums(f, x + from * 4, mine);
+  }
+
+  // Sums of all blocks before grow by those of a panel. Eight tokens at a time have more sums than there are registers: four
+  // after the other, with a fence so that nothing is loaded early, is 1 to 3 % faster, but not with minimums.
   static __attribute__((noinline)) void run(const uint8_t* panel, const uint8_t* x, int blocks, const Ahead& ahead,
                                             float (*out)[RUNS][W]) {
-    const float* f = panel_factors(panel);
+    const float* f = reinterpret_cast<const float*>(panel + P::GROUP_BYTES);
     V acc[T][RUNS];
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) acc[t][0] = load(out[t][0]), acc[t][1] = load(out[t][1]);
-    for (int b = 0; b < blocks; b++, panel += CODES_BYTES, x += EIGHT_BYTES, f += P::PARTS * EACH * RUNS * W) {
+    for (int b = 0; b < blocks; b++, panel += P::CODES_BYTES, x += EIGHT_BYTES, f += P::PARTS * EACH * RUNS * W) {
       ahead.ask(b);
-      Sums sums;
-      dots(panel, x, sums);
-      scale(f, x, sums, acc);
-      if (P::MIN) add_minimums(f, x, acc);
+      if constexpr (T == 8 && !P::MIN) {
+        block<4>(panel, f, x, 0, acc);
+        asm volatile("" ::: "memory");
+        block<4>(panel, f, x, 4, acc);
+        asm volatile("" ::: "memory");
+      } else {
+        block<T>(panel, f, x, 0, acc);
+      }
     }
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) store(out[t][0], acc[t][0]), store(out[t][1], acc[t][1]);
@@ -258,29 +223,35 @@ void eight_products(const uint8_t* panel, const uint8_t* x, int blocks, int toke
 
 constexpr int PASS = 256;  // tokens that a group of blocks is unpacked for
 
-// 16 rows of both runs after the other with up to PASS tokens: save(sums, row, token, tokens).
+// 16 rows of both runs after the other with up to PASS tokens: save(sums, row, token, tokens). A group of blocks at a time:
+// the first cache holds the panel, and the sums of all tokens wait in the second.
 template <class F, class Save>
 void vnni_pass(const RowPair& w, const uint8_t* x, size_t stride, int tokens, int cols, uint8_t* scratch, const Save& save) {
-  using P = PanelOf<F::Codes::OFFSET, F::PARTS, F::Scales::MIN>;
   const int blocks = cols / BLOCK;
-  const size_t rows_bytes = W * w.row_bytes;
-  EightSums* sums = reinterpret_cast<EightSums*>(scratch + panel_bytes(FACTORS<F>));
+  const size_t rows_bytes = W * w.row_bytes, each = rows_bytes / blocks;
+  EightSums* sums = reinterpret_cast<EightSums*>(scratch + panel_bytes<F>());
   for (int row = 0; row < w.na; row += W) {
     const uint8_t *a = w.a + size_t(row) * w.row_bytes, *b = w.b + size_t(row) * w.row_bytes;
     const Rows16 rows_a(a, w.row_bytes, w.na - row), rows_b(row < w.nb ? b : a, w.row_bytes, most(w.nb - row, 1));
-    __builtin_memset(sums, 0, size_t(tokens + EIGHT - 1) / EIGHT * sizeof(EightSums));
     for (int first = 0; first < blocks; first += BLOCK_GROUP) {
       const int n = least(BLOCK_GROUP, blocks - first);
-      vnni_unpack<F>(rows_a, blocks, first, n, 0, scratch);
-      vnni_unpack<F>(rows_b, blocks, first, n, 1, scratch);
+      const bool medium_a = vnni_unpack<F>(rows_a, blocks, first, n, 0, scratch);
+      const bool medium = vnni_unpack<F>(rows_b, blocks, first, n, 1, scratch) && medium_a;
+      const size_t next = rows_bytes + first * each;
       for (int t = 0; t < tokens; t += EIGHT) {
-        const size_t each = rows_bytes / blocks, done = rows_bytes + first * each;
-        const Ahead ahead{a + done, b + done, t == 0 ? each : 0};
-        const uint8_t* eight = x + t / TILE_SIDE * stride + t % TILE_SIDE / EIGHT * vnni_half(cols) + first * EIGHT_BYTES;
-        eight_products<P>(scratch, eight, n, least(EIGHT, tokens - t), ahead, sums[t / EIGHT]);
+        const Ahead ahead{a + next, b + next, t == 0 ? each : 0};
+        const uint8_t* eight = x + t / TILE_SIDE * stride + t % TILE_SIDE / EIGHT * vnni_half(cols);
+        const uint8_t* group = eight + first * EIGHT_BYTES;
+        EightSums& sum = sums[t / EIGHT];
+        if (first == 0) __builtin_memset(sum, 0, sizeof(EightSums));
+        const int m = least(EIGHT, tokens - t);
+        if (HAS_POWERS<F> && medium && eight[MEDIUM * EIGHT * 4])
+          eight_products<PanelFor<F, HAS_POWERS<F>>>(scratch, group, n, m, ahead, sum);
+        else
+          eight_products<PanelFor<F>>(scratch, group, n, m, ahead, sum);
+        if (first + n == blocks) save(sum, row, t, m);
       }
     }
-    for (int t = 0; t < tokens; t += EIGHT) save(sums[t / EIGHT], row, t, least(EIGHT, tokens - t));
   }
 }
 
@@ -314,16 +285,17 @@ template <class F>
 void vnni_glu(const RowPair& w, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch) {
   vnni_run<F>(w, x, cols, scratch, [&](const EightSums& sums, int row, int token, int n) {
     float* values = reinterpret_cast<float*>(h.base + token / TILE_SIDE * h.stride + vnni_stride(h.width));
-    values += size_t(token % TILE_SIDE) * h.width + h.first + row;
+    const size_t each = hidden_row(h.width);
+    values += size_t(token % TILE_SIDE) * each + h.first + row;
     const int lanes = least(W, w.na - row);
-    for (int t = 0; t < n; t++, values += h.width)
+    for (int t = 0; t < n; t++, values += each)
       store_n(values, hidden_lanes(load(sums[t][0]), load(sums[t][1]), h, h.first + row, lanes), lanes);
   });
 }
 
 template <class F>
 size_t vnni_scratch(int) {
-  return panel_bytes(FACTORS<F>) + PASS / EIGHT * sizeof(EightSums);
+  return panel_bytes<F>() + PASS / EIGHT * sizeof(EightSums);
 }
 
 template <class F>

@@ -1,0 +1,121 @@
+// Activations for products of many tokens by vpdpbusd (tiles_vnni.h): int8 with a scale for 32 columns, as formats/blocks.h
+// has them, eight tokens side by side.
+#pragma once
+
+#include "formats/codes.h"
+
+namespace headrace {
+namespace {
+
+constexpr int EIGHT = 8;  // tokens that lie together
+
+// Activations of eight tokens and a block are 16 lines of 8 values: 8 of codes, then these.
+enum TokenLine {
+  SCALE = WORDS, MINUS_SUM, MINUS_FIRST, MINUS_SECOND, SCALED_SUM, SCALED_FIRST, SCALED_SECOND,
+  MEDIUM,  // of the first block: whether all scales of the eight are is_medium
+  LINES
+};
+constexpr size_t EIGHT_BYTES = LINES * EIGHT * 4;
+
+inline size_t vnni_half(int cols) { return size_t(cols / BLOCK) * EIGHT_BYTES; }
+inline size_t vnni_stride(int cols) { return 2 * vnni_half(cols); }
+// Hidden values: as activations, and before those are made, as floats [16 tokens][hidden_row]. Rows are a line longer than
+// `width`, which is often a power of two, so that those of 16 tokens do not all go to one set of the cache.
+inline size_t hidden_row(int width) { return size_t(width) + TILE_SIDE; }
+inline size_t vnni_hidden_stride(int width) { return vnni_stride(width) + hidden_row(width) * TILE_SIDE * 4; }
+
+// Scales whose product with another such is a normal number.
+constexpr float LEAST_MEDIUM = 0x1p-62f, MOST_MEDIUM = 0x1p62f;
+
+// Eight vectors of 8 values: rows become columns.
+inline __attribute__((always_inline)) void transpose8(__m256i (&a)[EIGHT]) {
+  __m256i b[EIGHT];
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4) {
+    const __m256i low01 = _mm256_unpacklo_epi32(a[i], a[i + 1]), high01 = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+    const __m256i low23 = _mm256_unpacklo_epi32(a[i + 2], a[i + 3]), high23 = _mm256_unpackhi_epi32(a[i + 2], a[i + 3]);
+    b[i] = _mm256_unpacklo_epi64(low01, low23), b[i + 1] = _mm256_unpackhi_epi64(low01, low23);
+    b[i + 2] = _mm256_unpacklo_epi64(high01, high23), b[i + 3] = _mm256_unpackhi_epi64(high01, high23);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; i++) {
+    a[i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x20);
+    a[4 + i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x31);
+  }
+}
+
+// The largest magnitude of a block of each of eight tokens; a NaN counts as the largest.
+inline __attribute__((always_inline)) __m256 peaks_of(const float* const* x) {
+  __m256i a[EIGHT];
+#pragma GCC unroll 8
+  for (int t = 0; t < EIGHT; t++) {
+    const __m512i m = as_ints(larger(vabs(load(x[t])), vabs(load(x[t] + W))));
+    a[t] = _mm256_max_epu32(_mm512_castsi512_si256(m), _mm512_extracti64x4_epi64(m, 1));
+  }
+  transpose8(a);
+#pragma GCC unroll 3
+  for (int n = 4; n; n /= 2)
+#pragma GCC unroll 4
+    for (int i = 0; i < n; i++) a[i] = _mm256_max_epu32(a[i], a[i + n]);
+  return _mm256_castsi256_ps(a[0]);
+}
+
+// A block of eight tokens at x[0 .. 7]; tells whose scales are medium. Where all is 0 any scale will do, and 1 is medium.
+inline __mmask8 vnni_pack_block(const float* const* x, uint8_t* to) {
+  const __m256 peak = peaks_of(x), full = _mm256_set1_ps(127.0f);
+  const __mmask8 none = _mm256_cmp_ps_mask(peak, _mm256_setzero_ps(), _CMP_EQ_OQ);
+  const __m256 scale = _mm256_mask_mov_ps(_mm256_div_ps(peak, full), none, _mm256_set1_ps(1.0f));
+  const __mmask8 some = _mm256_cmp_ps_mask(peak, _mm256_setzero_ps(), _CMP_GT_OQ);
+  alignas(32) float inverse[EIGHT];
+  _mm256_store_ps(inverse, _mm256_maskz_div_ps(some, full, peak));
+  __m256i codes[EIGHT];
+#pragma GCC unroll 8
+  for (int t = 0; t < EIGHT; t++) {
+    const V by = set1(inverse[t]);
+    const __m128i low = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(mul(load(x[t]), by)));
+    const __m128i high = _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(mul(load(x[t] + W), by)));
+    codes[t] = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+  }
+  transpose8(codes);
+  const auto line = [&](int i) { return reinterpret_cast<__m256i*>(to + i * EIGHT * 4); };
+  __m256i sums[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+#pragma GCC unroll 8
+  for (int j = 0; j < WORDS; j++) {
+    _mm256_storeu_si256(line(j), codes[j]);
+    sums[j / 4] = _mm256_dpbusd_epi32(sums[j / 4], _mm256_set1_epi8(1), codes[j]);
+  }
+  const auto save = [&](__m256i sum, int minus, int scaled) {
+    _mm256_storeu_si256(line(minus), _mm256_sub_epi32(_mm256_setzero_si256(), sum));
+    _mm256_storeu_ps(reinterpret_cast<float*>(line(scaled)), _mm256_mul_ps(scale, _mm256_cvtepi32_ps(sum)));
+  };
+  _mm256_storeu_ps(reinterpret_cast<float*>(line(SCALE)), scale);
+  save(_mm256_add_epi32(sums[0], sums[1]), MINUS_SUM, SCALED_SUM);
+  save(sums[0], MINUS_FIRST, SCALED_FIRST);
+  save(sums[1], MINUS_SECOND, SCALED_SECOND);
+  return _mm256_cmp_ps_mask(scale, _mm256_set1_ps(LEAST_MEDIUM), _CMP_GE_OQ) &
+         _mm256_cmp_ps_mask(scale, _mm256_set1_ps(MOST_MEDIUM), _CMP_LE_OQ);
+}
+
+// Up to 16 tokens; where an eight has fewer, its last one fills the place.
+void vnni_pack(const float* x, size_t stride, const int32_t* index, int count, int cols, uint8_t* tiles) {
+  for (int first = 0; first < count; first += EIGHT, tiles += vnni_half(cols)) {
+    const float* token[EIGHT];
+    for (int i = 0; i < EIGHT; i++) {
+      const int t = least(first + i, count - 1);
+      token[i] = x + size_t(index ? index[t] : t) * stride;
+    }
+    __mmask8 medium = 0xFF;
+    for (int b = 0; b < cols / BLOCK; b++) {
+      medium &= vnni_pack_block(token, tiles + size_t(b) * EIGHT_BYTES);
+      for (int i = 0; i < EIGHT; i++) token[i] += BLOCK;
+    }
+    tiles[MEDIUM * EIGHT * 4] = medium == 0xFF;
+  }
+}
+
+void vnni_seal(uint8_t* hidden, int count, int width) {
+  vnni_pack(reinterpret_cast<const float*>(hidden + vnni_stride(width)), hidden_row(width), nullptr, count, width, hidden);
+}
+
+}  // namespace
+}  // namespace headrace
