@@ -60,7 +60,7 @@ bool vnni_unpack(const Rows16& rows, int blocks, int first, int n, int run, uint
     store(factors + (size_t(block) * FACTORS<F> + which) * RUNS * W, values);
     if (HAS_POWERS<F>) smallest = vmin(values, smallest), largest = vmax(values, largest);
   });
-  return max_lane(largest) <= MOST_MEDIUM && -max_lane(sub(zero(), smallest)) >= LEAST_MEDIUM;
+  return max_lane(largest) <= MEDIUM_WEIGHT && max_lane(div(set1(1.0f), smallest)) <= MEDIUM_WEIGHT;
 }
 
 template <class F>

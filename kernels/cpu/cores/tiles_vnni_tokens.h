@@ -12,7 +12,7 @@ constexpr int EIGHT = 8;  // tokens that lie together
 // Activations of eight tokens and a block are 16 lines of 8 values: 8 of codes, then these.
 enum TokenLine {
   SCALE = WORDS, MINUS_SUM, MINUS_FIRST, MINUS_SECOND, SCALED_SUM, SCALED_FIRST, SCALED_SECOND,
-  MEDIUM,  // of the first block: whether all scales of the eight are is_medium
+  MEDIUM,  // of the first block: whether all scales of the eight are
   LINES
 };
 constexpr size_t EIGHT_BYTES = LINES * EIGHT * 4;
@@ -24,8 +24,8 @@ inline size_t vnni_stride(int cols) { return 2 * vnni_half(cols); }
 inline size_t hidden_row(int width) { return size_t(width) + TILE_SIDE; }
 inline size_t vnni_hidden_stride(int width) { return vnni_stride(width) + hidden_row(width) * TILE_SIDE * 4; }
 
-// Scales whose product with another such is a normal number.
-constexpr float LEAST_MEDIUM = 0x1p-62f, MOST_MEDIUM = 0x1p62f;
+// A scale is medium where it is within this factor of 1: the product of a token's and a weight's is then a normal number.
+constexpr float MEDIUM_TOKEN = 0x1p40f, MEDIUM_WEIGHT = 0x1p80f;
 
 // Eight vectors of 8 values: rows become columns.
 inline __attribute__((always_inline)) void transpose8(__m256i (&a)[EIGHT]) {
@@ -92,8 +92,8 @@ inline __mmask8 vnni_pack_block(const float* const* x, uint8_t* to) {
   save(_mm256_add_epi32(sums[0], sums[1]), MINUS_SUM, SCALED_SUM);
   save(sums[0], MINUS_FIRST, SCALED_FIRST);
   save(sums[1], MINUS_SECOND, SCALED_SECOND);
-  return _mm256_cmp_ps_mask(scale, _mm256_set1_ps(LEAST_MEDIUM), _CMP_GE_OQ) &
-         _mm256_cmp_ps_mask(scale, _mm256_set1_ps(MOST_MEDIUM), _CMP_LE_OQ);
+  return _mm256_cmp_ps_mask(scale, _mm256_set1_ps(1 / MEDIUM_TOKEN), _CMP_GE_OQ) &
+         _mm256_cmp_ps_mask(scale, _mm256_set1_ps(MEDIUM_TOKEN), _CMP_LE_OQ);
 }
 
 // Up to 16 tokens; where an eight has fewer, its last one fills the place.
