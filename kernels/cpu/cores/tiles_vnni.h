@@ -32,7 +32,7 @@ struct PanelOf {
   static constexpr int OFFSET = OFFSET_, PARTS = PARTS_;
   static constexpr bool MIN = MIN_, NIBBLES = NIBBLES_, POWERS = POWERS_;
   static constexpr int LINES = NIBBLES ? WORDS / 2 : WORDS;  // of a block and a run
-  static constexpr size_t CODES_BYTES = size_t(LINES) * RUNS * 64, GROUP_BYTES = BLOCK_GROUP * CODES_BYTES;
+  static constexpr size_t CODES_BYTES = size_t(LINES) * RUNS * 64;
 };
 template <class F, bool POWERS = false, class C = typename F::Codes>
 using PanelFor = PanelOf<C::OFFSET, F::PARTS, F::Scales::MIN, std::is_same<C, Planes<0, 4, C::OFFSET>>::value, POWERS>;
@@ -40,9 +40,9 @@ using PanelFor = PanelOf<C::OFFSET, F::PARTS, F::Scales::MIN, std::is_same<C, Pl
 template <class F>
 constexpr bool HAS_POWERS = std::is_same<typename F::Scales, PowerScales>::value;
 
-// Tells whether all factors are medium, where that matters.
+// A group of blocks and a run; tells whether all factors are medium.
 template <class F>
-bool vnni_unpack(const Rows16& rows, int blocks, int first, int n, int run, uint8_t* panel) {
+bool vnni_unpack(const Rows16& rows, int blocks, int first, int n, int run, uint8_t* panel, float* factors) {
   using P = PanelFor<F>;
   const auto line = [&](int block, int j) { return panel + size_t(block) * P::CODES_BYTES + (j * RUNS + run) * 64; };
   if constexpr (P::NIBBLES)
@@ -54,19 +54,34 @@ bool vnni_unpack(const Rows16& rows, int blocks, int first, int n, int run, uint
 #pragma GCC unroll 8
       for (int j = 0; j < WORDS; j++) _mm512_store_si512(line(block, j), q[j]);
     });
-  float* factors = reinterpret_cast<float*>(panel + P::GROUP_BYTES) + run * W;
   V smallest = set1(1.0f), largest = smallest;
   unpack_factors<F>(rows, blocks, first, n, [&](int block, int which, V values) __attribute__((always_inline)) {
-    store(factors + (size_t(block) * FACTORS<F> + which) * RUNS * W, values);
+    store(factors + ((size_t(block) * FACTORS<F> + which) * RUNS + run) * W, values);
     if (HAS_POWERS<F>) smallest = vmin(values, smallest), largest = vmax(values, largest);
   });
   return max_lane(largest) <= MEDIUM_WEIGHT && max_lane(div(set1(1.0f), smallest)) <= MEDIUM_WEIGHT;
 }
 
+// So many blocks of both runs: codes, then factors.
 template <class F>
-constexpr size_t panel_bytes() {
-  return PanelFor<F>::GROUP_BYTES + size_t(BLOCK_GROUP) * FACTORS<F> * RUNS * 64;
-}
+struct Panel {
+  uint8_t* codes;
+  float* factors;
+
+  static size_t codes_bytes(int blocks) { return round_up(size_t(blocks), BLOCK_GROUP) * PanelFor<F>::CODES_BYTES; }
+  static size_t bytes(int blocks) { return codes_bytes(blocks) + size_t(blocks) * FACTORS<F> * RUNS * 64; }
+  Panel(uint8_t* at, int blocks) : codes(at), factors(reinterpret_cast<float*>(at + codes_bytes(blocks))) {}
+
+  // Blocks first .. first + n of a row; tells whether all factors are medium, where that matters.
+  bool unpack(const Rows16 (&rows)[RUNS], int blocks, int first, int n) const {
+    bool medium = true;
+    for (int done = 0; done < n; done += BLOCK_GROUP)
+      for (int run = 0; run < RUNS; run++)
+        medium &= vnni_unpack<F>(rows[run], blocks, first + done, least(BLOCK_GROUP, n - done), run,
+                                 codes + size_t(done) * PanelFor<F>::CODES_BYTES, factors + size_t(done) * FACTORS<F> * RUNS * W);
+    return medium;
+  }
+};
 
 using EightSums = float[EIGHT][RUNS][W];
 
@@ -180,9 +195,8 @@ struct PanelProducts {
 
   // Sums of all blocks before grow by those of a panel. Eight tokens at a time have more sums than there are registers: four
   // after the other, with a fence so that nothing is loaded early, is 1 to 3 % faster, but not with minimums.
-  static __attribute__((noinline)) void run(const uint8_t* panel, const uint8_t* x, int blocks, const Ahead& ahead,
-                                            float (*out)[RUNS][W]) {
-    const float* f = reinterpret_cast<const float*>(panel + P::GROUP_BYTES);
+  static __attribute__((noinline)) void run(const uint8_t* panel, const float* f, const uint8_t* x, int blocks,
+                                            const Ahead& ahead, float (*out)[RUNS][W]) {
     V acc[T][RUNS];
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) acc[t][0] = load(out[t][0]), acc[t][1] = load(out[t][1]);
@@ -204,62 +218,55 @@ struct PanelProducts {
 
 // Up to eight tokens; with two sums a block, four at a time, so that sums stay in registers.
 template <class P>
-void eight_products(const uint8_t* panel, const uint8_t* x, int blocks, int tokens, const Ahead& ahead, EightSums& out) {
+void eight_products(const uint8_t* panel, const float* f, const uint8_t* x, int blocks, int tokens, const Ahead& ahead,
+                    EightSums& out) {
   if constexpr (P::PARTS == 2) {
     if (tokens > 4) {
-      PanelProducts<4, P>::run(panel, x, blocks, ahead, out);
+      PanelProducts<4, P>::run(panel, f, x, blocks, ahead, out);
       x += 4 * 4;
     }
     float(*rest)[RUNS][W] = tokens > 4 ? out + 4 : out;
     const Ahead none{nullptr, nullptr, 0};
-    ((tokens - 1) % 4 < 2 ? PanelProducts<2, P>::run : PanelProducts<4, P>::run)(panel, x, blocks, tokens > 4 ? none : ahead,
-                                                                                 rest);
+    ((tokens - 1) % 4 < 2 ? PanelProducts<2, P>::run
+                          : PanelProducts<4, P>::run)(panel, f, x, blocks, tokens > 4 ? none : ahead, rest);
   } else {
     constexpr decltype(&PanelProducts<8, P>::run) by_pairs[4] = {PanelProducts<2, P>::run, PanelProducts<4, P>::run,
                                                                  PanelProducts<6, P>::run, PanelProducts<8, P>::run};
-    by_pairs[(tokens - 1) / 2](panel, x, blocks, ahead, out);
+    by_pairs[(tokens - 1) / 2](panel, f, x, blocks, ahead, out);
   }
 }
 
-constexpr int PASS = 256;  // tokens that a group of blocks is unpacked for
+// Up to so many tokens go through a group of blocks after the other: the panel stays in the first cache, and sums wait. More
+// of them would wait in the second, and rows are unpacked whole.
+constexpr int FEW = 32;
 
-// 16 rows of both runs after the other with up to PASS tokens: save(sums, row, token, tokens). A group of blocks at a time:
-// the first cache holds the panel, and the sums of all tokens wait in the second.
+// 16 rows of both runs after the other with all tokens: save(sums, row, token, tokens).
 template <class F, class Save>
-void vnni_pass(const RowPair& w, const uint8_t* x, size_t stride, int tokens, int cols, uint8_t* scratch, const Save& save) {
-  const int blocks = cols / BLOCK;
+void vnni_run(const RowPair& w, const TileTokens& x, int cols, uint8_t* scratch, const Save& save) {
+  const int blocks = cols / BLOCK, group = x.count <= FEW ? BLOCK_GROUP : blocks;
   const size_t rows_bytes = W * w.row_bytes, each = rows_bytes / blocks;
-  EightSums* sums = reinterpret_cast<EightSums*>(scratch + panel_bytes<F>());
+  const Panel<F> panel(scratch, group);
+  alignas(64) EightSums waiting[FEW / EIGHT];
   for (int row = 0; row < w.na; row += W) {
     const uint8_t *a = w.a + size_t(row) * w.row_bytes, *b = w.b + size_t(row) * w.row_bytes;
-    const Rows16 rows_a(a, w.row_bytes, w.na - row), rows_b(row < w.nb ? b : a, w.row_bytes, most(w.nb - row, 1));
-    for (int first = 0; first < blocks; first += BLOCK_GROUP) {
-      const int n = least(BLOCK_GROUP, blocks - first);
-      const bool medium_a = vnni_unpack<F>(rows_a, blocks, first, n, 0, scratch);
-      const bool medium = vnni_unpack<F>(rows_b, blocks, first, n, 1, scratch) && medium_a;
+    const Rows16 rows[RUNS] = {{a, w.row_bytes, w.na - row}, {row < w.nb ? b : a, w.row_bytes, most(w.nb - row, 1)}};
+    for (int first = 0; first < blocks; first += group) {
+      const int n = least(group, blocks - first);
+      const bool medium = panel.unpack(rows, blocks, first, n);
       const size_t next = rows_bytes + first * each;
-      for (int t = 0; t < tokens; t += EIGHT) {
+      for (int t = 0; t < x.count; t += EIGHT) {
         const Ahead ahead{a + next, b + next, t == 0 ? each : 0};
-        const uint8_t* eight = x + t / TILE_SIDE * stride + t % TILE_SIDE / EIGHT * vnni_half(cols);
-        const uint8_t* group = eight + first * EIGHT_BYTES;
-        EightSums& sum = sums[t / EIGHT];
-        if (first == 0) __builtin_memset(sum, 0, sizeof(EightSums));
-        const int m = least(EIGHT, tokens - t);
-        if (HAS_POWERS<F> && medium && eight[MEDIUM * EIGHT * 4])
-          eight_products<PanelFor<F, HAS_POWERS<F>>>(scratch, group, n, m, ahead, sum);
-        else
-          eight_products<PanelFor<F>>(scratch, group, n, m, ahead, sum);
-        if (first + n == blocks) save(sum, row, t, m);
+        const uint8_t* eight = x.base + t / TILE_SIDE * x.stride + t % TILE_SIDE / EIGHT * vnni_half(cols);
+        const bool powers = HAS_POWERS<F> && medium && eight[MEDIUM * EIGHT * 4];
+        EightSums& sums = waiting[x.count <= FEW ? t / EIGHT : 0];
+        if (first == 0) __builtin_memset(sums, 0, sizeof(EightSums));
+        const int count = least(EIGHT, x.count - t);
+        (powers ? eight_products<PanelFor<F, HAS_POWERS<F>>> : eight_products<PanelFor<F>>)(
+            panel.codes, panel.factors, eight + first * EIGHT_BYTES, n, count, ahead, sums);
+        if (first + n == blocks) save(sums, row, t, count);
       }
     }
   }
-}
-
-template <class F, class Save>
-void vnni_run(const RowPair& w, const TileTokens& x, int cols, uint8_t* scratch, const Save& save) {
-  for (int first = 0; first < x.count; first += PASS)
-    vnni_pass<F>(w, x.base + first / TILE_SIDE * x.stride, x.stride, least(PASS, x.count - first), cols, scratch,
-                 [&](const EightSums& sums, int row, int token, int n) { save(sums, row, first + token, n); });
 }
 
 template <class F>
@@ -294,8 +301,8 @@ void vnni_glu(const RowPair& w, const TileTokens& x, int cols, const TileHidden&
 }
 
 template <class F>
-size_t vnni_scratch(int) {
-  return panel_bytes<F>() + PASS / EIGHT * sizeof(EightSums);
+size_t vnni_scratch(int cols) {
+  return Panel<F>::bytes(most(cols / BLOCK, BLOCK_GROUP));
 }
 
 template <class F>
