@@ -193,8 +193,9 @@ struct PanelProducts {
     if (P::MIN) Some::add_minimums(f, x + from * 4, mine);
   }
 
-  // Sums of all blocks before grow by those of a panel. Eight tokens at a time have more sums than there are registers: four
-  // after the other, with a fence so that nothing is loaded early, is 1 to 3 % faster, but not with minimums.
+  // Sums of all blocks before grow by those of a panel. Eight tokens at a time have more sums than there are registers; what
+  // is put aside waits behind stores of results that wait for their lines. So four after the other, with a fence so that
+  // nothing is loaded early. With minimums and unpacked codes no faster.
   static __attribute__((noinline)) void run(const uint8_t* panel, const float* f, const uint8_t* x, int blocks,
                                             const Ahead& ahead, float (*out)[RUNS][W]) {
     V acc[T][RUNS];
@@ -202,7 +203,7 @@ struct PanelProducts {
     for (int t = 0; t < T; t++) acc[t][0] = load(out[t][0]), acc[t][1] = load(out[t][1]);
     for (int b = 0; b < blocks; b++, panel += P::CODES_BYTES, x += EIGHT_BYTES, f += P::PARTS * EACH * RUNS * W) {
       ahead.ask(b);
-      if constexpr (T == 8 && !P::MIN) {
+      if constexpr (T == 8 && (!P::MIN || P::NIBBLES)) {
         block<4>(panel, f, x, 0, acc);
         asm volatile("" ::: "memory");
         block<4>(panel, f, x, 4, acc);
