@@ -7,9 +7,9 @@ Before and after every call a plain read of 96 MB gives the bandwidth of that mo
 over it. The time of `experts` is what the op takes inside: in a model all layers are one call, and the 20 us of Python
 around a call of its own, with all caches cold, are there once a pass, not once a layer. A cache holds the inputs of the
 small ops: for those only the time counts. Figures are medians, the spread is p25 - p75. For arithmetic the ceilings are
-loops on registers alone, on all threads, measured at the start: products of tiles ("of tile peak", those of int8 for
-block formats) and int8 dot products. Values of the weights do not matter here (one constant byte);
-`tests/kernels/test_kernels.py` checks results.
+loops on registers alone, on all threads, measured at the start: products of tiles where the CPU has them, else dot
+products ("of peak": of int8 for block formats, of bf16 for f16, bf16 and fp8, multiply-adds for f32). Values of the
+weights do not matter here (one constant byte); `tests/kernels/test_kernels.py` checks results.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Generator, Tensor
 
 from headrace.engine.bench.passport import passport
-from headrace.kernels import _cpu, cpu
+from headrace.kernels import FORMATS, _cpu, cpu
 from headrace.kernels.cases.all import CASES
 from headrace.kernels.cases.case import Case, SlabSource
 from headrace.kernels.cases.families import FAMILY_CASES
@@ -88,9 +88,11 @@ def bytes_read(case: Case, inputs: dict[str, Any]) -> int:
     return case.bytes
 
 
-def tile_kind(format: str) -> str:
-    """Block formats go through int8 tiles, others through those of bf16."""
-    return "int8" if format in ("q8_0", "q4_0") else "bf16"
+def peak_of(peaks: dict[str, float], format: str) -> float:
+    """What a format's products are held against: tiles, else dot products, else float32 arithmetic; 0: none."""
+    kind = {"f32": "f32", "f16": "bf16", "bf16": "bf16", "fp8": "bf16"}.get(format, "int8" if format in FORMATS else "")
+    names = (f"{kind} tiles", f"{kind} dot products", "float multiply-adds")
+    return next((peaks[name] for name in names if peaks.get(name)), 0.0) if kind else 0.0
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -114,8 +116,8 @@ def show(row: dict[str, Any]) -> str:
         text += f" {row['gflop_per_s']:6.0f} GFLOP/s"
     if "of_read" in row:
         text += f"  of read {row['of_read']:.2f} [{row['of_read_p25']:.2f}-{row['of_read_p75']:.2f}]"
-    if row.get("of_tile_peak", 0.0) >= 0.01:
-        text += f"  of tile peak {row['of_tile_peak']:.2f}"
+    if row.get("of_peak", 0.0) >= 0.01:
+        text += f"  of peak {row['of_peak']:.2f}"
     return text
 
 
@@ -178,9 +180,9 @@ def main() -> None:
     for case in (*CASES, *FAMILY_CASES, *RECURRENT_CASES):
         if case.bench and args.filter in f"{case.op}: {case.name}":
             row = bench.time_case(case, 0.5 if args.quick else 3.0)
-            peak = peaks[f"{tile_kind(case.name.split()[0])} tiles"]
+            peak = peak_of(peaks, case.name.split()[0])
             if case.op in READS_WEIGHTS and peak and row["gflop_per_s"] > 0:
-                row["of_tile_peak"] = row["gflop_per_s"] / peak
+                row["of_peak"] = row["gflop_per_s"] / peak
             result["rows"].append(row)
             print(show(row), flush=True)
     result_file.write(args.json, "kernels", result)

@@ -41,6 +41,8 @@ class Context:
 
     activations: how they meet the weights of block formats. "int8": per 32; in AMX tiles per 256, and the weights with
     one scale for 256 columns too. "bf16": as they are with few tokens, to bf16 in tiles, and so are the weights.
+    f16 and bf16 are multiplied as with "bf16", their weights as they are; fp8 takes activations in bf16 for any number
+    of tokens where the CPU multiplies bf16.
     prefetch: whether weights are asked for ahead of what is read; changes no result. As is known of CPUs of this kind,
     if nothing else was said.
     tiles_from: from how many tokens of a matrix or an expert on tiles are used, by format name; a format left out as

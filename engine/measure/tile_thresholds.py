@@ -1,4 +1,4 @@
-"""From how many tokens on matrix tiles beat dot products: measured once on this hardware, and kept.
+"""From how many tokens on tiles beat dot products: measured once on this hardware, and kept.
 
 Tiles unpack weights for any number of tokens at one price, dot products pay by the token; where the two cross depends
 on the CPU. Both ways are timed in turns on experts that no cache holds, and tiles are taken from the first number of
@@ -33,12 +33,13 @@ from .kernel_rates import HIDDEN, USUAL, WIDTH
 
 log = logging.getLogger("headrace")
 TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)
+MORE_TOKENS = (32, 64)  # tried where those are too few
 NEVER = 1 << 20  # tokens
 GAIN = 1.1
 ARENA = 192 << 20
 ROUNDS = 5
 # Formats that are timed; any other takes the threshold of the one most like it, of those whose tiles round alike.
-TIMED = ("bf16", "q8_0", "q4_0", "q4_k", "q6_k")
+TIMED = ("bf16", "f16", "fp8", "q8_0", "q4_0", "q4_k", "q6_k")
 KEPT = 4  # builds of the kernels, and roundings, whose thresholds are kept
 
 
@@ -80,14 +81,23 @@ def measure(context: Context, formats: list[str]) -> dict[str, int]:
     arena = torch.full((ARENA,), 0x11, dtype=torch.uint8)
     cpu_kernels().advise_huge(arena)
     alike = {name: _like(context, name) for name in formats}
-    found = {name: threshold(_gains(context, name, arena)) for name in dict.fromkeys(alike.values())}
+    found = {name: _least(context, name, arena) for name in dict.fromkeys(alike.values())}
     return {name: found[alike[name]] for name in formats}
+
+
+def _least(context: Context, name: str, arena: torch.Tensor) -> int:
+    least = threshold(_gains(context, name, arena, TOKENS))
+    return least if least < NEVER else threshold(_gains(context, name, arena, MORE_TOKENS))
 
 
 def _like(context: Context, name: str) -> str:
     """Which format is timed for one: itself, or one with as many factors and minimums; itself if none rounds alike."""
     groups, scales = context.tile_groups, FORMATS[name].scales
-    others = [other for other in TIMED if other in groups and groups[other] == groups[name] and FORMATS[other].is_block]
+    others = [
+        other
+        for other in TIMED
+        if other in groups and groups[other] == groups[name] and FORMATS[other].activations == "int8"
+    ]
     if name in TIMED or not others:
         return name
 
@@ -108,16 +118,16 @@ def threshold(gains: dict[int, float]) -> int:
     return least
 
 
-def _gains(context: Context, format: str, arena: torch.Tensor) -> dict[int, float]:
+def _gains(context: Context, format: str, arena: torch.Tensor, counts: Collection[int]) -> dict[int, float]:
     """Median over rounds of dot time / tile time, by tokens of each expert."""
     layout = ExpertLayout(format=FORMATS[format], hidden=HIDDEN, width=WIDTH)
     count = arena.numel() // layout.bytes
     bank = ExpertBank(layout, arena[: count * layout.bytes].view(count, -1))
-    found: dict[int, list[float]] = {tokens: [] for tokens in TOKENS}
+    found: dict[int, list[float]] = {tokens: [] for tokens in counts}
     ways = [load("cpu", replace(context, tiles_from={format: least})) for least in (NEVER, 1)]
     first = 0
     for _ in range(ROUNDS):
-        for tokens in TOKENS:
+        for tokens in counts:
             seconds = []
             for ops in ways:
                 seconds.append(seconds_of(ops, bank, first, tokens))

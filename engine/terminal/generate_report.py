@@ -237,7 +237,9 @@ def _predicted(llm: LLM, device: Device, held: ByFormat, is_experts: bool) -> st
 def _kernel(device: Device) -> str:
     """Who computes on a device."""
     if isinstance(device.ops, CpuOps):
-        return f"C++ {device.ops.context.isa}"
+        context = device.ops.context
+        has_bf16 = context.isa == "avx512" and "bf16" in context.tile_tokens
+        return f"C++ {context.isa}{', bf16' if has_bf16 else ''}"
     return {"gpu": "Triton"}.get(device.backend, device.backend)
 
 

@@ -10,9 +10,9 @@ Tolerances are per output value, with u = 2^-24 (float32) and no free constants 
     int8 activations      x = s q + e, e uniform in +-s / 2, s = max|x| / 127 per 32: the error of sum w x has standard
                           deviation sqrt(sum w^2 s^2 / 12); 6 of them are allowed. An MLP passes the variances on. Where
                           codes are floats (fp8) some ISAs round activations to bf16 instead, as in bf16 tiles.
-    bf16 tiles            with many tokens some ISAs round activations, and the weights of block formats, to bf16: an
-                          error uniform in +-ulp / 2, ulp <= 2^-7 |x|; variances as for int8. `Inputs["tiles"]` says
-                          from how many tokens on (the tests ask the ISA).
+    bf16 tiles            with many tokens some ISAs round activations, and the weights of block formats unless codes
+                          are floats, to bf16: an error uniform in +-ulp / 2, ulp <= 2^-7 |x|; variances as for int8.
+                          `Inputs["tiles"]` says from how many tokens on (the tests ask the ISA).
     int8 tiles            with block formats, unless activations are not to be rounded to int8: those as above, per 32
                           or per 256, as `Inputs["tile_groups"]` says; where it is 256, weights become int8 too, with
                           one scale for 256, s = the largest block scale among them (of q4_0, whose quants reach 8, that
@@ -186,15 +186,17 @@ def bf16_variance(values: Tensor) -> Tensor:
 def noise_of(x_TC: Tensor, w: Matrix, way: Way, exact: bool = False) -> Tensor:
     """Variance of x @ w.T from rounding activations (none if they are `exact` in any format) and, in tiles, weights."""
     is_block = w.format.is_block
-    if exact or way is Way.AS_THEY_ARE or (way is Way.DOTS and not is_block):
+    if way is Way.AS_THEY_ARE or (way is Way.DOTS and not is_block):
         return x_TC.new_zeros(len(x_TC), w.rows)
-    if way is Way.DOTS:
+    if exact:
+        noise = torch.zeros_like(x_TC)
+    elif way is Way.DOTS:
         noise = bf16_variance(x_TC) if w.format.codes.are_floats else quant_variance(x_TC, BLOCK)
     else:
         noise = quant_variance(x_TC, TILE_GROUP) if way is Way.INT8_TILES else bf16_variance(x_TC)
     weights = ref.dequantize(w)
     variance = noise @ weights.square().T
-    if is_block and way in (Way.BF16_TILES, Way.INT8_TILES):
+    if is_block and not w.format.codes.are_floats and way in (Way.BF16_TILES, Way.INT8_TILES):
         moved = weight_variance(w) if way is Way.INT8_TILES else bf16_variance(weights)
         variance = variance + x_TC.square() @ moved.T
     return variance

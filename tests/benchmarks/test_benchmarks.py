@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import attention_speed
+import bench_kernels
 import deterministic_cost
 import gguf_model
 import grammar_cost
@@ -231,6 +232,14 @@ def test_roofline_takes_what_reads_weights(tmp_path: Path) -> None:
         roofline.draw(result, tmp_path / "roofline.svg")
         text = (tmp_path / "roofline.svg").read_text()
         assert text.startswith("<?xml")
+
+
+def test_a_format_is_held_against_what_multiplies_it() -> None:
+    peaks = {"float multiply-adds": 1.0, "int8 dot products": 4.0, "bf16 dot products": 2.0, "bf16 tiles": 0.0}
+    found = {name: bench_kernels.peak_of(peaks, name) for name in ("f32", "f16", "bf16", "fp8", "q4_k", "4x2048")}
+    assert found == {"f32": 1.0, "f16": 2.0, "bf16": 2.0, "fp8": 2.0, "q4_k": 4.0, "4x2048": 0.0}
+    assert bench_kernels.peak_of({**peaks, "bf16 tiles": 9.0, "int8 tiles": 16.0}, "bf16") == 9.0
+    assert bench_kernels.peak_of({"float multiply-adds": 1.0, "bf16 dot products": 0.0}, "bf16") == 1.0
 
 
 def test_a_result_is_named_after_the_processor() -> None:

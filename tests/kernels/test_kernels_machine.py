@@ -88,6 +88,9 @@ def test_peaks_are_measured_where_there_are_such_instructions(ops: CpuOps) -> No
     assert (cpu.peak_rate(context, "bf16 tiles") > 0) == (isa == "amx")
     assert bool(context.tile_tokens) == (isa in ("avx512", "amx"))
     assert (cpu.peak_rate(context, "int8 tiles") > 0) == (isa == "amx")
+    has_bf16 = {"avx512bf16", "avx512vbmi"} <= {*_cpu.cpu_features()}
+    assert (cpu.peak_rate(context, "bf16 dot products") > 0) == (has_bf16 and isa in ("avx512", "amx"))
+    assert ("bf16" in context.tile_tokens) == (has_bf16 and isa in ("avx512", "amx"))
     assert (cpu.peak_rate(context, "int8 dot products") > 0) == (isa in ("avx512", "amx"))
 
 

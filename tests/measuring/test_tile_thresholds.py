@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -64,9 +65,7 @@ def test_what_was_measured_is_kept_and_used(tmp_path: Path, monkeypatch: pytest.
     assert list(json.loads(kept(tmp_path).read_text()).values()) == [built_in, odd]
 
 
-@pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"bf16": 4}', "no", '{"bf16": 0, "q8_0": 8, "q4_0": 8}', '"bf16"']
-)
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"f32": 0}', "no", '{"bf16": 0, "q8_0": 8, "q4_0": 8}', '"bf16"'])
 def test_a_file_that_is_not_whole_is_measured_anew(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,13 +78,31 @@ def test_a_file_that_is_not_whole_is_measured_anew(
     assert tile_thresholds.use(DEFAULT).tile_tokens == dict.fromkeys(built_in, 5)
 
 
+def test_only_formats_that_are_missing_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (built_in := DEFAULT.tile_tokens):
+        pytest.skip("this instruction set has no tiles")
+    there, *others = built_in
+    tile_thresholds.save(DEFAULT, {there: 4})
+    monkeypatch.setattr(tile_thresholds, "measure", lambda context, formats: dict.fromkeys(formats, 5))
+    assert tile_thresholds.use(DEFAULT).tile_tokens == {there: 4, **dict.fromkeys(others, 5)}
+
+
 def test_measuring_tries_every_format(monkeypatch: pytest.MonkeyPatch) -> None:
     if not (built_in := DEFAULT.tile_tokens):
         pytest.skip("this instruction set has no tiles")
     monkeypatch.setattr(tile_thresholds, "ROUNDS", 1)
     found = tile_thresholds.measure(DEFAULT, list(built_in))
     assert set(found) == set(built_in)
-    assert set(found.values()) <= {*tile_thresholds.TOKENS, tile_thresholds.NEVER}
+    counts = {*tile_thresholds.TOKENS, *tile_thresholds.MORE_TOKENS}
+    assert set(found.values()) <= {*counts, tile_thresholds.NEVER}
+
+
+def test_what_gains_late_is_tried_with_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (built_in := DEFAULT.tile_tokens):
+        pytest.skip("this instruction set has no tiles")
+    name = next(iter(built_in))
+    monkeypatch.setattr(tile_thresholds, "_gains", lambda *given: {n: n / 40 for n in given[-1]})
+    assert tile_thresholds.measure(DEFAULT, [name]) == {name: 64}
 
 
 def test_the_number_decides_which_way_a_matrix_goes() -> None:
@@ -107,7 +124,7 @@ def test_formats_that_are_not_timed_take_the_threshold_of_one_that_is_like_them(
         pytest.skip("this instruction set has no tiles for it")
     timed: list[str] = []
 
-    def gains(context: Context, format: str, arena: torch.Tensor) -> dict[int, float]:
+    def gains(context: Context, format: str, arena: torch.Tensor, counts: Collection[int]) -> dict[int, float]:
         timed.append(format)
         return {FORMATS[format].bits: 2.0}
 

@@ -216,9 +216,6 @@ __attribute__((noinline)) void multiply_plain(const uint8_t* wa, const uint8_t* 
   store_sums<T>(sums);
 }
 
-alignas(64) constexpr int16_t INTERLEAVE[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                                8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-
 // GLU of 16 rows and 16 tokens is half a tile for the next matrix, and lies right: rows are its k.
 template <class F>
 struct StoreHidden {

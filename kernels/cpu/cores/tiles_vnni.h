@@ -4,8 +4,7 @@
 //
 // The formula and the rounding of the dot products (formats/blocks.h); only the order of additions differs. A group of blocks
 // of 16 rows of both runs is unpacked once for all tokens, to codes [block][k / 4][run] and floats [block][factor][run], a panel
-// that the first cache holds. Tokens go by eights (tiles_vnni_tokens.h), each dword of theirs broadcast to all rows. No sum is
-// ever turned, and none goes from lane to lane.
+// that the first cache holds. Tokens: tiles_vnni_tokens.h; what it shares with bf16: eights.h.
 //
 // vpdpbusd has two ports, which the multiplications of the scales need too: eight of ten turns are left to it, eight of eleven
 // with minimums or two parts. Shifts, masks, turns within quarters of a line and conversions go through other ports (measured on
@@ -14,14 +13,10 @@
 
 #include <type_traits>
 
-#include "cores/panels.h"
 #include "cores/tiles_vnni_tokens.h"
 
 namespace headrace {
 namespace {
-
-// A group of blocks of 16 rows of both runs, as products take them.
-constexpr int RUNS = 2;
 
 // What the products need to know of a format. NIBBLES: codes of 4 bits that are bytes after a shift and a mask stay words until
 // they are multiplied: half as many lines to store and to load, and ports that vpdpbusd does not need are free to unpack them.
@@ -80,21 +75,6 @@ struct Panel {
         medium &= vnni_unpack<F>(rows[run], blocks, first + done, least(BLOCK_GROUP, n - done), run,
                                  codes + size_t(done) * PanelFor<F>::CODES_BYTES, factors + size_t(done) * FACTORS<F> * RUNS * W);
     return medium;
-  }
-};
-
-using EightSums = float[EIGHT][RUNS][W];
-
-// What is asked for meanwhile: for each block so many bytes from a and from b on.
-struct Ahead {
-  const uint8_t *a, *b;
-  size_t bytes;
-
-  inline __attribute__((always_inline)) void ask(int block) const {
-    for (size_t i = 0; i < bytes; i += 64) {
-      __builtin_prefetch(a + block * bytes + i, 0, 2);
-      __builtin_prefetch(b + block * bytes + i, 0, 2);
-    }
   }
 };
 
@@ -272,33 +252,12 @@ void vnni_run(const RowPair& w, const TileTokens& x, int cols, uint8_t* scratch,
 
 template <class F>
 void vnni_multiply(const RowPair& w, const TileTokens& x, int cols, const PairOut& out, uint8_t* scratch) {
-  vnni_run<F>(w, x, cols, scratch, [&](const EightSums& sums, int row, int token, int n) {
-    float *a = out.a + token * out.a_stride + row, *b = out.b + token * out.b_stride + row;
-    for (int t = 0; t < n; t++, a += out.a_stride, b += out.b_stride) {
-      store_n(a, load(sums[t][0]), least(W, w.na - row));
-      if (row < w.nb) store_n(b, load(sums[t][1]), least(W, w.nb - row));
-    }
-  });
-}
-
-// The hidden values of one token from row `row` on.
-inline V hidden_lanes(V gate, V up, const TileHidden& h, int row, int lanes) {
-  if (!h.glu) return mul(silu(gate), up);
-  const Glu& how = *h.glu;
-  if (how.gate_bias) gate = add(gate, load_n(how.gate_bias + row, lanes)), up = add(up, load_n(how.up_bias + row, lanes));
-  return activate(gate, up, how.activation);
+  vnni_run<F>(w, x, cols, scratch, SaveProducts{w, out});
 }
 
 template <class F>
 void vnni_glu(const RowPair& w, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch) {
-  vnni_run<F>(w, x, cols, scratch, [&](const EightSums& sums, int row, int token, int n) {
-    float* values = reinterpret_cast<float*>(h.base + token / TILE_SIDE * h.stride + vnni_stride(h.width));
-    const size_t each = hidden_row(h.width);
-    values += size_t(token % TILE_SIDE) * each + h.first + row;
-    const int lanes = least(W, w.na - row);
-    for (int t = 0; t < n; t++, values += each)
-      store_n(values, hidden_lanes(load(sums[t][0]), load(sums[t][1]), h, h.first + row, lanes), lanes);
-  });
+  vnni_run<F>(w, x, cols, scratch, SaveHidden{w, h, vnni_stride(h.width)});
 }
 
 template <class F>

@@ -2,12 +2,10 @@
 // has them, eight tokens side by side.
 #pragma once
 
-#include "formats/codes.h"
+#include "cores/eights.h"
 
 namespace headrace {
 namespace {
-
-constexpr int EIGHT = 8;  // tokens that lie together
 
 // Activations of eight tokens and a block are 16 lines of 8 values: 8 of codes, then these.
 enum TokenLine {
@@ -19,30 +17,11 @@ constexpr size_t EIGHT_BYTES = LINES * EIGHT * 4;
 
 inline size_t vnni_half(int cols) { return size_t(cols / BLOCK) * EIGHT_BYTES; }
 inline size_t vnni_stride(int cols) { return 2 * vnni_half(cols); }
-// Hidden values: as activations, and before those are made, as floats [16 tokens][hidden_row]. Rows are a line longer than
-// `width`, which is often a power of two, so that those of 16 tokens do not all go to one set of the cache.
-inline size_t hidden_row(int width) { return size_t(width) + TILE_SIDE; }
+// Hidden values: as activations, and before those are made, as floats.
 inline size_t vnni_hidden_stride(int width) { return vnni_stride(width) + hidden_row(width) * TILE_SIDE * 4; }
 
 // A scale is medium where it is within this factor of 1: the product of a token's and a weight's is then a normal number.
 constexpr float MEDIUM_TOKEN = 0x1p40f, MEDIUM_WEIGHT = 0x1p80f;
-
-// Eight vectors of 8 values: rows become columns.
-inline __attribute__((always_inline)) void transpose8(__m256i (&a)[EIGHT]) {
-  __m256i b[EIGHT];
-#pragma GCC unroll 2
-  for (int i = 0; i < 8; i += 4) {
-    const __m256i low01 = _mm256_unpacklo_epi32(a[i], a[i + 1]), high01 = _mm256_unpackhi_epi32(a[i], a[i + 1]);
-    const __m256i low23 = _mm256_unpacklo_epi32(a[i + 2], a[i + 3]), high23 = _mm256_unpackhi_epi32(a[i + 2], a[i + 3]);
-    b[i] = _mm256_unpacklo_epi64(low01, low23), b[i + 1] = _mm256_unpackhi_epi64(low01, low23);
-    b[i + 2] = _mm256_unpacklo_epi64(high01, high23), b[i + 3] = _mm256_unpackhi_epi64(high01, high23);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; i++) {
-    a[i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x20);
-    a[4 + i] = _mm256_permute2x128_si256(b[i], b[4 + i], 0x31);
-  }
-}
 
 // The largest magnitude of a block of each of eight tokens; a NaN counts as the largest.
 inline __attribute__((always_inline)) __m256 peaks_of(const float* const* x) {
@@ -99,15 +78,11 @@ inline __mmask8 vnni_pack_block(const float* const* x, uint8_t* to) {
 // Up to 16 tokens; where an eight has fewer, its last one fills the place.
 void vnni_pack(const float* x, size_t stride, const int32_t* index, int count, int cols, uint8_t* tiles) {
   for (int first = 0; first < count; first += EIGHT, tiles += vnni_half(cols)) {
-    const float* token[EIGHT];
-    for (int i = 0; i < EIGHT; i++) {
-      const int t = least(first + i, count - 1);
-      token[i] = x + size_t(index ? index[t] : t) * stride;
-    }
+    EightTokens token(x, stride, index, first, count);
     __mmask8 medium = 0xFF;
     for (int b = 0; b < cols / BLOCK; b++) {
-      medium &= vnni_pack_block(token, tiles + size_t(b) * EIGHT_BYTES);
-      for (int i = 0; i < EIGHT; i++) token[i] += BLOCK;
+      medium &= vnni_pack_block(token.at, tiles + size_t(b) * EIGHT_BYTES);
+      for (const float*& at : token.at) at += BLOCK;
     }
     tiles[MEDIUM * EIGHT * 4] = medium == 0xFF;
   }

@@ -28,15 +28,17 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512vnni");
 }
 
+#if defined(HEADRACE_BF16)
+const Kernels* bf16_table() {
+  static const Kernels made = with_bf16(kernels_avx512);
+  return &made;
+}
+#endif
+
 // The table for AVX-512, with products of bf16 where the CPU has them.
 const Kernels* avx512_table() {
 #if defined(HEADRACE_BF16)
-  static const Kernels with_bf16 = [] {
-    Kernels table = kernels_avx512;
-    table.formats[FP8] = fp8_by_bf16;
-    return table;
-  }();
-  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) return &with_bf16;
+  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) return bf16_table();
 #endif
   return &kernels_avx512;
 }

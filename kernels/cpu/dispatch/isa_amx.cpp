@@ -22,10 +22,16 @@ constexpr TileKernels Q4_EXACT_TILES = bf16_kernels<Q4Rows>(8);
 constexpr TileKernels Q8_TILES = int8_kernels<Q8Groups>(8);
 constexpr TileKernels Q4_TILES = int8_kernels<Q4Groups>(8);
 
+ExactTable copy_of(const FormatKernels* formats) {
+  ExactTable table;
+  for (int i = 0; i < FORMAT_COUNT; i++) table.formats[i] = formats[i];
+  return table;
+}
+
 }  // namespace
 
 Kernels with_amx(const Kernels& avx512) {
-  static ExactTable exact = exact_avx512;
+  static ExactTable exact = copy_of(avx512.exact);
   Kernels table = avx512;
   table.exact = exact.formats;
   table.name = "amx";

@@ -272,5 +272,35 @@ struct BlockFormat {
   }
 };
 
+// Every block format: visit(code, format).
+template <class Visit>
+constexpr void each_block_format(const Visit& visit) {
+  visit(Q8_0, BlockFormat<Bytes8, HalfScales>());
+  visit(Q4_0, BlockFormat<Planes<0, 4, 8>, HalfScales>());
+  visit(Q4_1, BlockFormat<Planes<0, 4, 0>, HalfMinScales>());
+  visit(Q5_0, BlockFormat<Planes<1, 4, 16>, HalfScales>());
+  visit(Q5_1, BlockFormat<Planes<1, 4, 0>, HalfMinScales>());
+  visit(Q2_K, BlockFormat<Planes<0, 2, 0>, NibbleMinScales>());
+  visit(Q3_K, BlockFormat<Planes<1, 2, 4>, ByteScales<2>>());
+  visit(Q4_K, BlockFormat<Planes<0, 4, 0>, SixMinScales>());
+  visit(Q5_K, BlockFormat<Planes<1, 4, 0>, SixMinScales>());
+  visit(Q6_K, BlockFormat<Planes<2, 4, 32>, ByteScales<2>>());
+  visit(IQ4_NL, BlockFormat<Table<Iq4Values>, HalfScales>());
+  visit(IQ4_XS, BlockFormat<Table<Iq4Values>, ByteScales<1>>());
+  visit(MXFP4, BlockFormat<Table<E2m1Values>, PowerScales>());
+  visit(IQ3_S, BlockFormat<Table<Iq3sValues>, ByteScales<1>>());
+  visit(IQ3_XXS, BlockFormat<Table<Iq3xxsValues>, ByteScales<1, 4>>());
+  visit(IQ2_XXS, BlockFormat<Table<Iq2Values, 1, 2>, ByteScales<1, 8>>());
+  visit(IQ2_XS, BlockFormat<Table<Iq2Values, 1, 2>, ByteScales<2, 8>>());
+  visit(IQ1_S, BlockFormat<Table<Iq1Values, 1, 2>, ByteScales<1, 8>>());
+  visit(IQ1_M, BlockFormat<Table<Iq1Values, 1, 2>, ByteScales<2, 8>>());
+  visit(Q4_0_BF16, BlockFormat<Planes<0, 4, 8>, Bf16Scales>());
+  visit(INT4_G32, BlockFormat<Planes<0, 4, 0>, ZeroScales<F16Row, 32>>());
+  visit(INT4_G32_BF16, BlockFormat<Planes<0, 4, 0>, ZeroScales<BF16Row, 32>>());
+  visit(INT4_G128, BlockFormat<Planes<0, 4, 0>, ZeroScales<F16Row, 128>>());
+  visit(INT4_G128_BF16, BlockFormat<Planes<0, 4, 0>, ZeroScales<BF16Row, 128>>());
+  visit(NVFP4, BlockFormat<Table<E2m1Values>, E4m3Scales>());
+}
+
 }  // namespace
 }  // namespace headrace

@@ -116,14 +116,19 @@ struct Fp8Bf16 {
     return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(a)), _mm256_loadu_ps(b), 1);
   }
 
-  // 64 weights as bf16, in the order of `prepare`.
-  static inline __attribute__((always_inline)) void widen(const uint8_t* p, int left, __m512bh* first, __m512bh* second) {
+  // The low and the high bytes of 64 weights as bf16.
+  static inline __attribute__((always_inline)) void bytes_of(I weights, I* low, I* high) {
     constexpr int FIRST_OR_BOTH_OTHERS = 0xF8;
     const Bf16OfE4m3& of = BF16_OF_E4M3;
-    const I bytes = left >= STEP ? int_load(p) : _mm512_maskz_loadu_epi8(0xFFFFFFFFu, p);
-    const I low = _mm512_permutex2var_epi8(int_load(of.low), bytes, int_load(of.low + 64));
-    const I sizes = _mm512_permutex2var_epi8(int_load(of.high), bytes, int_load(of.high + 64));
-    const I high = _mm512_ternarylogic_epi32(sizes, bytes, int_set1(0x80808080u), FIRST_OR_BOTH_OTHERS);
+    *low = _mm512_permutex2var_epi8(int_load(of.low), weights, int_load(of.low + 64));
+    const I sizes = _mm512_permutex2var_epi8(int_load(of.high), weights, int_load(of.high + 64));
+    *high = _mm512_ternarylogic_epi32(sizes, weights, int_set1(0x80808080u), FIRST_OR_BOTH_OTHERS);
+  }
+
+  // 64 weights as bf16, in the order of `prepare`.
+  static inline __attribute__((always_inline)) void widen(const uint8_t* p, int left, __m512bh* first, __m512bh* second) {
+    I low, high;
+    bytes_of(left >= STEP ? int_load(p) : _mm512_maskz_loadu_epi8(0xFFFFFFFFu, p), &low, &high);
     *first = (__m512bh)_mm512_unpacklo_epi8(low, high);
     *second = (__m512bh)_mm512_unpackhi_epi8(low, high);
   }

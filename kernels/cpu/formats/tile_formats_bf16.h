@@ -27,6 +27,10 @@ namespace {
 // cvtne2ps: 16 + 16 floats to 32 bf16, rounded to nearest even.
 inline __m512i to_bf16_pair(V low, V high) { return (__m512i)_mm512_cvtne2ps_pbh(high, low); }
 
+// Words 0 .. 15 and 16 .. 31 by turns.
+alignas(64) constexpr int16_t INTERLEAVE[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+
 constexpr int CHUNK = 8;  // steps (of 32 columns) whose scales are widened together
 
 struct StepOrder {

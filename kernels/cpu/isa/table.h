@@ -214,6 +214,7 @@ struct Kernels {
   uint64_t (*stream_sum)(const uint8_t* data, size_t bytes);
   double (*float_peak)(int rounds);  // multiply-adds on registers alone; returns operations
   double (*int8_peak)(int rounds);   // integer dot products, likewise; null: none
+  double (*bf16_peak)(int rounds);
   void (*tiles_begin)();  // before and after any tile work of a thread; null where there are no tiles
   void (*tiles_end)();
   double (*bf16_tiles_peak)(int rounds);  // products of tiles that are there already
@@ -231,7 +232,7 @@ struct ExactTable {
 };
 extern const ExactTable exact_portable, exact_avx2, exact_avx512;
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512;
-Kernels with_amx(const Kernels& avx512);  // only for CPUs that have it
-extern const FormatKernels fp8_by_bf16;   // for AVX-512 with BF16 and VBMI
+Kernels with_bf16(const Kernels& avx512);  // only for CPUs that have BF16 and VBMI
+Kernels with_amx(const Kernels& avx512);   // with BF16; only for CPUs that have AMX
 
 }  // namespace headrace

@@ -399,10 +399,11 @@ void layers(const Stack& stack, const Places& places, const LayersArgs& args, co
 
 // measure.cpp
 double stream_read(const uint8_t* data, size_t bytes, Turn& turn);  // seconds
-enum class Peak : int { floats, int8_dots, bf16_tiles, int8_tiles };
+enum class Peak : int { floats, int8_dots, bf16_dots, bf16_tiles, int8_tiles };
 constexpr std::pair<const char*, Peak> PEAKS[] = {
     {"float multiply-adds", Peak::floats},
     {"int8 dot products", Peak::int8_dots},
+    {"bf16 dot products", Peak::bf16_dots},
     {"bf16 tiles", Peak::bf16_tiles},
     {"int8 tiles", Peak::int8_tiles}};
 double peak_rate(Peak which, Turn& turn);                           // operations a second on registers alone; 0: none

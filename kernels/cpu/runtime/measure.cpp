@@ -39,6 +39,7 @@ double peak_rate(Peak which, Turn& turn) {
   const bool tiles = which == Peak::bf16_tiles || which == Peak::int8_tiles;
   const auto loop = which == Peak::floats       ? isa.float_peak
                     : which == Peak::int8_dots  ? isa.int8_peak
+                    : which == Peak::bf16_dots  ? isa.bf16_peak
                     : which == Peak::int8_tiles ? isa.int8_tiles_peak
                                                 : isa.bf16_tiles_peak;
   if (!loop) return 0.0;
