@@ -2,12 +2,13 @@
 
     python benchmarks/attention_speed.py [--other PYTHON] [--filter decode] [--most 75] [--rounds 7] [--seconds 0.02]
                                          [--threads N] [--isa NAME] [--clock wall] [--scattered] [--arena 1.5]
-                                         [--json [FILE]]
+                                         [--kv-format q8_0] [--json [FILE]]
 
 Decode is one new token of 1, 4 or 16 sequences on contexts of 512, 8192 and 32768 tokens; prefill is 512 new tokens of
-one sequence behind 0, 8192 and 32768 of them. Heads are those of real models, caches bf16. `made` is what a prompt of
-DeepSeek-V2-Lite attends to: keys and values that are made of latents. Every call has pages of its own in an arena that
-no cache holds, those of a sequence one after the other as in a cache that is new, or anywhere with --scattered.
+one sequence behind 0, 8192 and 32768 of them. Heads are those of real models, caches bf16 or q8_0. `made` is what a
+prompt of DeepSeek-V2-Lite attends to: keys and values that are made of latents. Every call has pages of its own in an
+arena that no cache holds, those of a sequence one after the other as in a cache that is new, or anywhere with
+--scattered.
 
 A round reads memory, times the case, reads memory again; "of read" is the case's bytes a second over the mean of both
 reads, "of peak" its operations a second over the highest rate of multiply-adds on registers alone. Which of the two
@@ -27,8 +28,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 PAGE = 32
@@ -48,10 +49,13 @@ class Shape:
     dim: int
     v_dim: int
     latent: bool = False
+    form: str = "bf16"
 
     @property
     def token_bytes(self) -> int:
-        return 2 * self.groups * (self.dim + (0 if self.latent else self.v_dim))
+        from headrace.kernels.formats import KV_FORMATS
+
+        return KV_FORMATS[self.form].bytes(self.groups * (self.dim + (0 if self.latent else self.v_dim)))
 
 
 SHAPES = (
@@ -90,12 +94,13 @@ class Case:
         return 2 * self.sequences * pairs * self.shape.heads * (self.shape.dim + self.shape.v_dim)
 
 
-def all_cases() -> Iterator[Case]:
-    for shape in SHAPES:
+def all_cases(form: str) -> Iterator[Case]:
+    for shape in (replace(shape, form=form) for shape in SHAPES):
         for context in CONTEXTS:
             for sequences in SEQUENCES:
                 yield Case(shape, sequences, 1, context)
-    for shape in (*SHAPES[:4], MADE):
+    made = [MADE] if form == "bf16" else []  # made keys are bf16, whatever the cache is
+    for shape in [*(replace(shape, form=form) for shape in SHAPES[:4]), *made]:
         for depth in DEPTHS:
             yield Case(shape, 1, CHUNK, depth + CHUNK)
 
@@ -150,7 +155,7 @@ class Bench:
 
         shape, T = case.shape, case.sequences * case.new
         q_TNd = torch.randn(T, shape.heads, shape.dim, generator=self.generator)
-        call = partial(self.ops.attention, q_TNd, *self._cache(shape))
+        call = partial(self.ops.attention, q_TNd, *self.cache(shape))
         starts = torch.arange(0, T + 1, case.new, dtype=torch.int32)
         contexts = torch.full((case.sequences,), case.context, dtype=torch.int32)
         tables = self._tables(case)
@@ -168,14 +173,26 @@ class Bench:
     def fits(self, case: Case) -> bool:
         return case.sequences * -(-case.context // PAGE) <= self.pages(case.shape)
 
-    def _cache(self, shape: Shape) -> tuple[Any, Any]:
-        pages = self.pages(shape)
-        size = pages * shape.groups * PAGE * shape.dim
-        keys = self.arena[:size].view(pages, shape.groups, PAGE, shape.dim)
-        if shape.latent:
-            return keys, keys[..., : shape.v_dim]
-        values = self.arena[size : size + pages * shape.groups * PAGE * shape.v_dim]
-        return keys, values.view(pages, shape.groups, PAGE, shape.v_dim)
+    @lru_cache(maxsize=1)  # noqa: B019 - shapes share the arena
+    def cache(self, shape: Shape) -> tuple[Any, Any]:
+        from headrace.kernels.blocks import cache_rows
+
+        keys, size = self._rows(shape, 0, shape.dim)
+        return keys, cache_rows.first(keys, shape.v_dim) if shape.latent else self._rows(shape, size, shape.v_dim)[0]
+
+    def _rows(self, shape: Shape, start: int, dim: int) -> tuple[Any, int]:
+        """Rows of `dim` numbers of all pages from byte `start` of the arena on, and the byte behind them."""
+        import torch
+
+        from headrace.kernels.blocks import cache_rows
+        from headrace.kernels.formats import KV_FORMATS
+
+        form, pages = KV_FORMATS[shape.form], self.pages(shape)
+        end = start + pages * form.bytes(shape.groups * PAGE * dim)
+        rows = cache_rows.over(form, self.arena.view(torch.uint8)[start:end].view(pages, -1), shape.groups, PAGE, dim)
+        if shape.form == "q8_0":
+            rows.scales.fill_(0.01)
+        return rows, end
 
     def _tables(self, case: Case) -> list[Any]:
         """Pages of one call after the other, until the arena ends."""
@@ -189,7 +206,7 @@ class Bench:
 
 def serve(options: argparse.Namespace) -> None:
     """Answers in a process of its own: what is asked by lines of JSON."""
-    bench, cases = Bench(options), list(all_cases())
+    bench, cases = Bench(options), list(all_cases(options.kv_format))
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -287,13 +304,13 @@ def run(options: argparse.Namespace) -> None:
     peak = max(sides["here"].ask("peak") for _ in range(25))
     context = Context(isa=options.isa or ISA, threads=options.threads or THREADS)
     result: dict[str, Any] = {
-        "passport": passport(context), "clock": options.clock,
+        "passport": passport(context), "clock": options.clock, "kv_format": options.kv_format,
         "pages": "scattered" if options.scattered else "in order",
         "load_average": os.getloadavg()[0], "peak_gflop_per_s": round(peak / 1e9, 1), "reads_gb_per_s": [], "rows": [],
     }  # fmt: skip
     print(f"peak {peak / 1e9:.1f} GFLOP/s, load average {os.getloadavg()[0]:.1f}", flush=True)
     reads = []
-    for number, case in enumerate(all_cases()):
+    for number, case in enumerate(all_cases(options.kv_format)):
         asked = options.filter in case.name and case.flops <= options.most * 1e9
         found = measure(number, sides, options.rounds) if asked else None
         if found:
@@ -320,6 +337,7 @@ def main() -> None:
     parser.add_argument("--isa", help="instruction set (default: the best)")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--scattered", action="store_true", help="pages of a sequence lie anywhere")
+    parser.add_argument("--kv-format", choices=["bf16", "q8_0"], default="bf16", help="what caches are stored as")
     parser.add_argument("--arena", type=float, default=1.5, help="GB of cache, in each process")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     result_file.add_option(parser, "attention")

@@ -104,7 +104,7 @@ struct AttendRows {
   const uint8_t* first;          // in page 0
   size_t page_bytes, row_bytes;  // from one page, or row, to the next; of Q8_0 a row of codes, the scales behind all rows
   int d, row_d, dp;              // dp: d rounded up to 2 LANES_MAX
-  float* wide;                   // scratch [ATTEND_KEYS][dp]
+  float* wide;                   // scratch [ATTEND_KEYS][dp]: keys and values may have the same
 };
 
 // One attention item: `rows` = queries x heads of one group, row r belongs to query r / group. Values may be the first
@@ -117,6 +117,7 @@ struct AttendItem {
   const int32_t* table;
   int first, window;  // first: position of query 0; query i sees positions first + i - window + 1 .. first + i
   float* scores;      // scratch [rows][ATTEND_KEYS]
+  bool read_on;       // whether this thread takes the keys behind the run next
 };
 
 // The running softmax of every row: largest score, sum of exponentials, weighted sum of values in the order of the cache.

@@ -63,17 +63,17 @@ inline float largest_lane(V v) {  // of magnitudes, as `larger`
   return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epu32(m, _mm_shuffle_epi32(m, 0xB1))));
 }
 
-// Lane i of the result is the sum of the lanes of a[i]; every row is added up in the same order.
-inline V sum_lanes(const V (&a)[W]) {
+// Lane i of the result is the lanes of a[i] joined by `fn`, of each in the same order.
+template <class Fn>
+inline V join_lanes(const V (&a)[W], const Fn& fn) {
   V t[4], u[2];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++)
-    t[i] = _mm256_add_ps(_mm256_blend_ps(a[i], a[i + 4], 0xF0), _mm256_permute2f128_ps(a[i], a[i + 4], 0x21));
+    t[i] = fn(_mm256_blend_ps(a[i], a[i + 4], 0xF0), _mm256_permute2f128_ps(a[i], a[i + 4], 0x21));
 #pragma GCC unroll 2
   for (int i = 0; i < 2; i++)
-    u[i] = _mm256_add_ps(_mm256_blend_ps(t[2 * i], t[2 * i + 1], 0xCC),
-                         _mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0x4E));
-  return _mm256_add_ps(_mm256_shuffle_ps(u[0], u[1], 0x88), _mm256_shuffle_ps(u[0], u[1], 0xDD));
+    u[i] = fn(_mm256_blend_ps(t[2 * i], t[2 * i + 1], 0xCC), _mm256_shuffle_ps(t[2 * i], t[2 * i + 1], 0x4E));
+  return fn(_mm256_shuffle_ps(u[0], u[1], 0x88), _mm256_shuffle_ps(u[0], u[1], 0xDD));
 }
 
 inline V from_f16(__m128i h) { return _mm256_cvtph_ps(h); }

@@ -45,20 +45,21 @@ inline float largest_lane(V v) {  // of magnitudes, as `larger`
   return _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(int(_mm512_reduce_max_epu32(_mm512_castps_si512(v))))));
 }
 
-// Lane i of the result is the sum of the lanes of a[i]; every row is added up in the same order.
-inline V sum_lanes(const V (&a)[W]) {
+// Lane i of the result is the lanes of a[i] joined by `fn`, of each in the same order.
+template <class Fn>
+inline V join_lanes(const V (&a)[W], const Fn& fn) {
   V t[8], u[4];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; i++) {
     V x = a[i % 4 + i / 4 * 8], y = a[i % 4 + i / 4 * 8 + 4];
-    t[i] = _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xEE));
+    t[i] = fn(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xEE));
   }
 #pragma GCC unroll 4
   for (int i = 0; i < 4; i++)
-    u[i] = _mm512_add_ps(_mm512_shuffle_f32x4(t[i], t[i + 4], 0x88), _mm512_shuffle_f32x4(t[i], t[i + 4], 0xDD));
-  V p = _mm512_add_ps(_mm512_shuffle_ps(u[0], u[1], 0x44), _mm512_shuffle_ps(u[0], u[1], 0xEE));
-  V q = _mm512_add_ps(_mm512_shuffle_ps(u[2], u[3], 0x44), _mm512_shuffle_ps(u[2], u[3], 0xEE));
-  return _mm512_add_ps(_mm512_shuffle_ps(p, q, 0x88), _mm512_shuffle_ps(p, q, 0xDD));
+    u[i] = fn(_mm512_shuffle_f32x4(t[i], t[i + 4], 0x88), _mm512_shuffle_f32x4(t[i], t[i + 4], 0xDD));
+  V p = fn(_mm512_shuffle_ps(u[0], u[1], 0x44), _mm512_shuffle_ps(u[0], u[1], 0xEE));
+  V q = fn(_mm512_shuffle_ps(u[2], u[3], 0x44), _mm512_shuffle_ps(u[2], u[3], 0xEE));
+  return fn(_mm512_shuffle_ps(p, q, 0x88), _mm512_shuffle_ps(p, q, 0xDD));
 }
 
 // Rows become columns: W x W values of 32 bits.
@@ -117,12 +118,11 @@ inline void load_bf16_pairs(const uint8_t* p, V* even, V* odd) {
   *odd = _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000))));
 }
 
-// One of both; NO_MASK: by shifts alone, which take no register for a mask.
+// One of both. There is always a register for the mask.
 template <int ODD, bool NO_MASK>
 inline V load_bf16_part(const uint8_t* p) {
   __m512i v = _mm512_loadu_si512(p);
   if (!ODD) return _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
-  if (NO_MASK) return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_srli_epi32(v, 16), 16));
   return _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(int(0xffff0000))));
 }
 

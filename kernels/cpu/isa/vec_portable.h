@@ -72,7 +72,13 @@ inline float largest_lane(V v) {  // of magnitudes, as `larger`
   V m = larger(v, V{v[2], v[3], v[0], v[1]});
   return larger(m, V{m[1], m[0], m[3], m[2]})[0];
 }
-inline V sum_lanes(const V (&a)[W]) { return V{sum(a[0]), sum(a[1]), sum(a[2]), sum(a[3])}; }
+// Lane i of the result is the lanes of a[i] joined by `fn`, of each in the same order.
+template <class Fn>
+inline V join_lanes(const V (&a)[W], const Fn& fn) {
+  const V x = fn(V{a[0][0], a[1][0], a[2][0], a[3][0]}, V{a[0][2], a[1][2], a[2][2], a[3][2]});
+  const V y = fn(V{a[0][1], a[1][1], a[2][1], a[3][1]}, V{a[0][3], a[1][3], a[2][3], a[3][3]});
+  return fn(x, y);
+}
 
 // Exponent and mantissa move into place, then one multiplication by 2^112 mends the exponent, denormals included.
 inline float f16_to_float(uint16_t h) {

@@ -24,6 +24,7 @@ constexpr int CHUNK = 512;      // positions
 constexpr int MANY_HEADS = 32;  // of a group in one item: their queries and sums stay in the second cache
 constexpr int MERGE_ROWS = 8;   // of an item whose states are joined by one worker
 constexpr int ROUND = 64;       // chunks whose states are kept at once; where the team is large, more
+constexpr int TURNS = 8;        // of a worker in a round at least: one that is late leaves the rest to others
 constexpr int64_t SMALL = 16384;  // score values x d: less than this is done by the caller alone
 
 struct Item {
@@ -103,14 +104,13 @@ struct Attention {
 
 // One worker's scratch, and what it does with an item.
 struct Worker {
-  float *q, *kf, *vf, *scores;
+  float *q, *wide, *scores;
   AttendState part, total;
   const Item* loaded = nullptr;  // whose queries are there
 
   Worker(const Attention& job, Arena& arena)
       : q(arena.take<float>(size_t(job.max_rows) * job.dp)),
-        kf(arena.take<float>(size_t(ATTEND_KEYS) * job.dp)),
-        vf(arena.take<float>(size_t(ATTEND_KEYS) * job.dvp)),
+        wide(arena.take<float>(size_t(ATTEND_KEYS) * std::max(job.dp, job.dvp))),
         scores(arena.take<float>(size_t(job.max_rows) * ATTEND_KEYS)),
         part(job.state(arena)),
         total(job.state(arena)) {}
@@ -120,12 +120,12 @@ struct Worker {
     const Cache& c = job.args.cache;
     const CacheRows rows(job.isa, c);
     const size_t plane = rows.plane();
-    return {c.k + item.group * plane, plane * c.groups, rows.row(), c.d, c.d, job.dp, kf};
+    return {c.k + item.group * plane, plane * c.groups, rows.row(), c.d, c.d, job.dp, wide};
   }
   AttendRows values(const Attention& job, const Item& item) const {
     const Values& v = job.args.cache.values;
     const int row_d = v.data == job.args.cache.k ? job.args.cache.d : v.d;
-    return {v.data + item.group * v.plane, v.page, v.row, v.d, row_d, job.dvp, vf};
+    return {v.data + item.group * v.plane, v.page, v.row, v.d, row_d, job.dvp, wide};
   }
 
   // Scaled queries, row by row: query-major, the heads of the item side by side.
@@ -140,7 +140,8 @@ struct Worker {
     }
   }
 
-  void attend(const Attention& job, const Item& item, int chunk, const AttendState& state) {
+  // read_on: its next chunk too is for this worker.
+  void attend(const Attention& job, const Item& item, int chunk, bool read_on, const AttendState& state) {
     const AttentionArgs& a = job.args;
     AttendItem run{};
     run.q = q, run.rows = item.rows(), run.group = item.heads;
@@ -148,7 +149,7 @@ struct Worker {
     run.k = keys(job, item), run.v = values(job, item);
     run.table = a.tables + size_t(item.sequence) * a.table_len;
     run.first = job.position(item), run.window = a.window;
-    run.scores = scores;
+    run.scores = scores, run.read_on = read_on;
     const int span = job.chunk_pages * a.cache.page_keys;
     const int begin = std::max(item.first_key, (item.first_chunk + chunk) * span);
     job.isa.attend(run, begin, (item.first_chunk + chunk + 1) * span, state);
@@ -184,7 +185,7 @@ void run_whole(const Attention& job, Worker& worker, Counter& counter) {
     worker.load_queries(job, item);
     worker.clear(job, item, 0, rows, worker.total);
     for (int chunk = 0; chunk < item.chunks; chunk++) {
-      worker.attend(job, item, chunk, worker.part);
+      worker.attend(job, item, chunk, true, worker.part);
       job.isa.attend_merge(worker.total, worker.part, rows, job.dvp);
     }
     worker.finish(job, item, 0, rows, worker.total);
@@ -198,15 +199,18 @@ const Item& item_of_part(const Attention& job, int part) {
 
 // What a team shares that does the chunks of few items together.
 struct Split {
-  const int round;               // chunks
+  const int round, run;          // chunks, and those that a worker takes in one turn, so that it asks for them ahead
   AttendState *states, *totals;  // of the chunks of a round, of the items
-  Counter parts, merges;
+  Counter turns, merges;
 
-  Split(const Attention& job, Team& team) : round(std::min(job.parts, std::max(ROUND, 4 * team.size()))) {
+  Split(const Attention& job, Team& team)
+      : round(std::min(job.parts, std::max(ROUND, 4 * team.size()))), run(std::max(1, round / (TURNS * team.size()))) {
     states = team.arena.take<AttendState>(round), totals = team.arena.take<AttendState>(job.items);
     for (int p = 0; p < round; p++) states[p] = job.state(team.arena);
     for (int i = 0; i < job.items; i++) totals[i] = job.state(team.arena);
   }
+
+  int next(int begin) { return begin + turns.next() * run; }  // the first chunk of a turn
 };
 
 // Joins the states of chunks [begin, end) of item i to its total, a few rows of them. Its first chunk begins it, its last one
@@ -228,13 +232,16 @@ void run_split(const Attention& job, Worker& worker, int number, Team& team, Spl
   const int blocks = (job.max_rows + MERGE_ROWS - 1) / MERGE_ROWS;
   for (int begin = 0; begin < job.parts; begin += split.round) {
     const int end = std::min(begin + split.round, job.parts);
-    for (int p = begin + split.parts.next(); p < end; p = begin + split.parts.next()) {
-      const Item& item = item_of_part(job, p);
-      worker.load_queries(job, item);
-      worker.attend(job, item, p - item.part, split.states[p - begin]);
+    for (int first = split.next(begin); first < end; first = split.next(begin)) {
+      const int last = std::min(first + split.run, end) - 1;
+      for (int p = first; p <= last; p++) {
+        const Item& item = item_of_part(job, p);
+        worker.load_queries(job, item);
+        worker.attend(job, item, p - item.part, p < last, split.states[p - begin]);
+      }
     }
     team.barrier();
-    if (number == 0) split.parts.value = 0;
+    if (number == 0) split.turns.value = 0;
     for (int m = split.merges.next(); m < job.items * blocks; m = split.merges.next())
       merge_rows(job, worker, split, m / blocks, m % blocks * MERGE_ROWS, begin, end);
     team.barrier();

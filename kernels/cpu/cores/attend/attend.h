@@ -4,7 +4,7 @@
 //                       l = l * shrink + sum p         acc = acc * shrink + p . v
 //
 // A step does one thing for all its rows (one group of heads x a block of queries) before the next: scores, weights, values.
-// Few rows read keys and values as they lie; for many, and of Q8_0 for all, they are widened to float32 scratch once; values
+// Few rows, with AVX-512 all, read keys and values as they lie; for others, and of Q8_0, they are widened to float32 once; values
 // that are the first numbers of their keys are those. A row sees its own keys only, in the order of their positions, and
 // each of its sums has one fixed order: results do not depend on the rows beside it, nor on which way rows were read. Keys
 // before a row's window have the weight 0, and pages before the windows of all rows are not touched. attend_merge joins two
@@ -18,7 +18,9 @@
 namespace headrace {
 namespace {
 
-constexpr int FEW_ROWS = 8;  // up to so many, widening a row again for each tile costs less than a detour through memory
+// Up to so many rows, widening a key again for each tile costs less than a detour through memory: always, where other units
+// than those that multiply do it.
+constexpr int FEW_ROWS = W == 16 ? ATTEND_ROWS : 8;
 
 // Whether values are the first numbers of their keys.
 inline bool within_keys(const AttendItem& item) {
@@ -49,14 +51,15 @@ struct AttendRun {
   const AttendItem& item;
   const AttendState& state;
   const bool within;
-  int end, low;          // positions: behind the last, and the first that is seen
+  int end, ahead, low;   // positions: behind the last one, behind those that are asked for, and the first that is seen
   int own[ATTEND_ROWS];  // behind a row's own key
 
   AttendRun(const AttendItem& item_, int begin, int end_, const AttendState& state_)
       : item(item_), state(state_), within(within_keys(item_)) {
     for (int r = 0, query = 0; r < item.rows; query++)
       for (const int last = r + item.group; r < last; r++) own[r] = item.first + query + 1;
-    end = least(end_, item.first + (item.rows - 1) / item.group + 1);
+    const int last = item.first + (item.rows - 1) / item.group + 1;
+    end = least(end_, last), ahead = item.read_on ? last : end;
     low = most(begin, item.first + 1 - item.window);
   }
 
@@ -69,8 +72,9 @@ struct AttendRun {
     __builtin_memset(state.acc, 0, size_t(item.rows) * item.v.dp * sizeof(float));
   }
 
+  // A step behind the run is asked for, not attended to.
   void find(int key0, KeyStep* step) const {
-    const int from = most(0, low - key0), n = least(KEYS, end - key0);
+    const int from = most(0, low - key0), n = least(KEYS, (key0 < end ? end : ahead) - key0);
     step->key0 = key0;
     find_rows(item, item.k, key0, from, n, &step->k);
     if (within)
@@ -105,24 +109,24 @@ void score_step(const AttendRun& run, const KeyStep& step, const Seen& seen, Ask
   const int cols = (item.k.d + W - 1) / W * W;
   by_tiles(item.rows, [&](auto rows, int r) {
     constexpr int R = decltype(rows)::value;
+    constexpr auto score = JOINED ? joined_rows<Row, R> : score_rows<Row, R>;
     if (seen.any<R>(r))
-      score_rows<Row, R>(item.q + size_t(r) * item.k.dp, item.k.dp, step.k, seen.from[r], seen.to[r + R - 1], cols,
-                         run.scores(r), ahead);
+      score(item.q + size_t(r) * item.k.dp, item.k.dp, step.k, seen.from[r], seen.to[r + R - 1], cols, run.scores(r), ahead);
   });
 }
 
-// The largest of m and of scores [from, n); places without a key count as none.
-inline float largest_score(float* scores, int from, int n, float m) {
+// The largest of scores [from, n), lane by lane; places without a key count as none.
+inline V largest_scores(float* scores, int from, int n) {
   for (int j = 0; j < from; j++) scores[j] = -__builtin_inff();
   for (int j = n; j < KEYS; j++) scores[j] = -__builtin_inff();
-  V top = set1(m);
+  V top = load(scores);
 #pragma GCC unroll 8
-  for (int j = 0; j < KEYS; j += W) top = vmax(top, load(scores + j));
-  return max_lane(top);
+  for (int j = W; j < KEYS; j += W) top = vmax(top, load(scores + j));
+  return top;
 }
 
-// Scores [from, n) of a row turn into weights, the rest into zeros: their sum. `now` is the largest so far.
-inline float weigh(float* scores, int from, int n, float now) {
+// Scores [from, n) of a row turn into weights, the rest into zeros: their sums. `now` is the largest so far.
+inline V weigh(float* scores, int from, int n, float now) {
   V total = zero();
   if (from == 0 && n == KEYS) {
 #pragma GCC unroll 4
@@ -131,7 +135,7 @@ inline float weigh(float* scores, int from, int n, float now) {
       store(scores + j, p);
       total = add(total, p);
     }
-    return sum(total);
+    return total;
   }
   for (int j = 0; j < KEYS; j += W) {
     store(scores + j, exp_(sub(load(scores + j), set1(now))));
@@ -139,29 +143,37 @@ inline float weigh(float* scores, int from, int n, float now) {
       if (i < from || i >= n) scores[i] = 0.0f;  // e^-inf is not quite that
     total = add(total, load(scores + j));
   }
-  return sum(total);
+  return total;
 }
 
-// Scores turn into weights, and the states come up to the new largest scores. All rows' largest ones come first, so that no
-// row's weights wait for them.
-inline void weigh_step(const AttendRun& run, const Seen& seen) {
-  const AttendState& state = run.state;
-  const int rows = run.item.rows;
-  float now[ATTEND_ROWS];
-  for (int r = 0; r < rows; r++)
-    if (seen.any<1>(r)) now[r] = largest_score(run.scores(r), seen.from[r], seen.to[r], state.m[r]);
-  for (int r = 0; r < rows; r++) {
-    if (!seen.any<1>(r)) {
-      __builtin_memset(run.scores(r), 0, KEYS * sizeof(float));
-      continue;
-    }
-    if (now[r] > state.m[r]) {
-      const float shrink = exp1(state.m[r] - now[r]);
-      state.m[r] = now[r], state.l[r] *= shrink;
-      map(run.acc(r), run.item.v.dp, run.acc(r), [=](V a) { return mul(a, set1(shrink)); });
-    }
-    state.l[r] += weigh(run.scores(r), seen.from[r], seen.to[r], now[r]);
+// Scores of rows [first, first + n) turn into weights, and their states come up to the new largest scores: n <= W rows at
+// once, whose lanes are joined together.
+inline void weigh_rows(const AttendRun& run, const Seen& seen, int first, int n) {
+  float *m = run.state.m + first, *l = run.state.l + first;
+  float now[W], shrink[W];
+  V of[W];
+#pragma GCC unroll 16
+  for (int r = 0; r < W; r++) of[r] = set1(-__builtin_inff());
+  for (int r = 0; r < n; r++)
+    if (seen.any<1>(first + r)) of[r] = largest_scores(run.scores(first + r), seen.from[first + r], seen.to[first + r]);
+  const V before = load_n(m, n), top = vmax(before, join_lanes(of, vmax));
+  store(now, top), store(shrink, exp_(sub(before, top)));
+  for (int r = 0; r < n; r++) {
+    float* scores = run.scores(first + r);
+    if (seen.any<1>(first + r))
+      of[r] = weigh(scores, seen.from[first + r], seen.to[first + r], now[r]);
+    else
+      __builtin_memset(scores, 0, KEYS * sizeof(float)), of[r] = zero();
+    if (!(now[r] > m[r])) continue;
+    const V by = set1(shrink[r]);
+    m[r] = now[r], l[r] *= shrink[r];
+    map(run.acc(first + r), run.item.v.dp, run.acc(first + r), [=](V a) { return mul(a, by); });
   }
+  store_n(l, add(load_n(l, n), sum_lanes(of)), n);
+}
+
+inline void weigh_step(const AttendRun& run, const Seen& seen) {
+  for (int r = 0; r < run.item.rows; r += W) weigh_rows(run, seen, r, least(W, run.item.rows - r));
 }
 
 // Vectors [first, first + U) of all rows' values.
@@ -188,26 +200,38 @@ void value_step(const AttendRun& run, const KeyStep& step, const Seen& seen, Ask
     for (; first + 8 <= vectors; first += 8)
       value_tile<Row, 1, 8, 0>(run.scores(0), step.v, seen.from[0], seen.to[0], first, run.acc(0), run.item.v.dp, ahead);
   while (first < vectors) {
-    const int left = vectors - first, u = left == 4 || left < 3 ? least(left, 2) : 3;
-    (u == 3   ? value_columns<Row, 3>
+    const int left = vectors - first, u = left >= WIDE ? WIDE : left == 4 || left < 3 ? least(left, 2) : 3;
+    (u > 3    ? value_columns<Row, WIDE>
+     : u == 3 ? value_columns<Row, 3>
      : u == 2 ? value_columns<Row, 2>
               : value_columns<Row, 1>)(run, step, seen, first, ahead);
     first += u;
   }
 }
 
-// One step; `next` null: the last one. While keys are multiplied values are asked for, and while values are, the next keys.
+// In how many turns the tiles of a step ask for what comes next: for little at a time, or it comes late.
+inline int score_turns(const AttendItem& item) {
+  if (JOINED && item.rows == 1) return KEYS / W * most(1, item.k.d / PAIR);
+  return item.rows * KEYS / (JOINED || item.rows > 1 ? SUMS : 4);
+}
+
+inline int value_turns(const AttendRun& run) {
+  const int tiles = run.item.rows / 4 * ((run.value_vectors() + WIDE - 1) / WIDE);
+  return run.item.rows == 1 ? KEYS : most(1, tiles) * KEYS / ASK_EVERY;
+}
+
+// One step; `next` null: nothing to ask for. While keys are multiplied the next ones are asked for, and values beside values.
 template <class Stored, bool WIDEN>
 void attend_step(const AttendRun& run, KeyStep& step, const Seen& seen, const KeyStep* next) {
   using Row = std::conditional_t<WIDEN, F32Cached, Stored>;
   const AttendItem& item = run.item;
   if (WIDEN) widen_rows<Stored>(item, item.k, step.key0, &step.k);
-  score_step<Row>(run, step, seen, AskAhead(run.within ? nullptr : &step.v, item.v.row_bytes, item.rows * KEYS / SUMS));
+  score_step<Row>(run, step, seen, AskAhead(next ? &next->k : nullptr, item.k.row_bytes, score_turns(item)));
   weigh_step(run, seen);
   if (WIDEN && run.within) step.v = step.k;
   if (WIDEN && !run.within) widen_rows<Stored>(item, item.v, step.key0, &step.v);
-  const int tiles = most(1, item.rows / 4) * ((run.value_vectors() + 2) / 3);
-  value_step<Row>(run, step, seen, AskAhead(next ? &next->k : nullptr, item.k.row_bytes, tiles * KEYS / ASK_EVERY));
+  const RowPlaces* values = next && !run.within ? &next->v : nullptr;
+  value_step<Row>(run, step, seen, AskAhead(values, item.v.row_bytes, value_turns(run)));
 }
 
 template <class Stored, bool WIDEN>
@@ -216,10 +240,10 @@ void attend_steps(const AttendRun& run, int first) {
   Seen seen;
   run.find(first, steps);
   for (int key0 = first, now = 0; key0 < run.end; key0 += KEYS, now ^= 1) {
-    const bool last = key0 + KEYS >= run.end;
-    if (!last) run.find(key0 + KEYS, steps + (now ^ 1));
+    const bool more = key0 + KEYS < run.ahead;
+    if (more) run.find(key0 + KEYS, steps + (now ^ 1));
     run.see(steps[now], &seen);
-    attend_step<Stored, WIDEN>(run, steps[now], seen, last ? nullptr : steps + (now ^ 1));
+    attend_step<Stored, WIDEN>(run, steps[now], seen, more ? steps + (now ^ 1) : nullptr);
   }
 }
 
@@ -232,7 +256,8 @@ void attend(const AttendItem& item, int begin, int end, const AttendState& state
     using Stored = decltype(row);
     const bool whole = item.k.d % PAIR == 0 && item.v.d % PAIR == 0;
     if constexpr (Stored::LOADS)
-      if (whole && (std::is_same_v<Stored, F32Cached> || item.rows <= FEW_ROWS)) return attend_steps<Stored, false>(run, first);
+      if (whole && (std::is_same_v<Stored, F32Cached> || item.rows <= FEW_ROWS))
+        return attend_steps<Stored, false>(run, first);
     attend_steps<Stored, true>(run, first);
   });
 }

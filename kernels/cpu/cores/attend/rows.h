@@ -81,10 +81,16 @@ inline void take_values(const float* acc, const AttendRows& values, int format, 
     for (; c < d; c++) out[c] = acc[c] * scale;
 }
 
-// The rows of keys or values of one step: that of place j at at[j], for places [from, n).
+// The rows of keys or values of one step: that of place j at at[j], for places [from, n). Places beside them have some row
+// of those.
 struct RowPlaces {
   const uint8_t* at[KEYS];
   int from, n;
+
+  void fill() {
+    for (int j = 0; j < from; j++) at[j] = at[from];
+    for (int j = n; j < KEYS; j++) at[j] = at[n - 1];
+  }
 };
 
 // Where the rows of positions key0 + [from, n) lie: page by page.
@@ -95,6 +101,7 @@ inline void find_rows(const AttendItem& item, const AttendRows& rows, int key0, 
     const uint8_t* at = rows.first + size_t(item.table[page]) * rows.page_bytes + size_t(within) * rows.row_bytes;
     for (const int end = least(n, j + item.page_keys - within); j < end; j++, at += rows.row_bytes) places->at[j] = at;
   }
+  places->fill();
 }
 
 // Where the scales of a row lie, which is number `within` of the Q8_0 rows of a page.
@@ -112,9 +119,10 @@ inline void widen_rows(const AttendItem& item, const AttendRows& rows, int key0,
     for (int i = rows.d; i < rows.dp; i++) wide[i] = 0.0f;
     places->at[j] = reinterpret_cast<const uint8_t*>(wide);
   }
+  places->fill();
 }
 
-// Asks for rows that come next, some lines at a time between the products of others: pages lie anywhere, no hardware sees
+// Asks for rows that come next, some of them at a time between the products of others: pages lie anywhere, no hardware sees
 // them coming, and asked for all at once they would be waited for.
 class AskAhead {
  public:
@@ -122,21 +130,18 @@ class AskAhead {
   AskAhead(const RowPlaces* places, size_t row_bytes, int turns) {
     if (!places || places->from >= places->n) return;
     at_ = places->at + places->from, end_ = places->at + places->n, bytes_ = row_bytes;
-    each_ = int(size_t(places->n - places->from) * ((row_bytes + LINE - 1) / LINE)) / most(1, turns) + 1;
+    each_ = (places->n - places->from + turns - 1) / most(1, turns);
   }
 
   void some() {
-    for (int i = 0; i < each_ && at_ < end_; i++) {
-      __builtin_prefetch(*at_ + offset_);
-      offset_ += LINE;
-      if (offset_ >= bytes_) offset_ = 0, at_++;
-    }
+    for (const auto stop = at_ + least(each_, int(end_ - at_)); at_ < stop; at_++)
+      for (size_t at = 0; at < bytes_; at += LINE) __builtin_prefetch(*at_ + at);
   }
 
  private:
   static constexpr size_t LINE = 64;
   const uint8_t *const *at_ = nullptr, *const *end_ = nullptr;
-  size_t bytes_ = 0, offset_ = 0;
+  size_t bytes_ = 0;
   int each_ = 0;
 };
 

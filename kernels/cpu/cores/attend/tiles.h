@@ -9,8 +9,11 @@
 namespace headrace {
 namespace {
 
-// Running vectors of a tile: what the registers hold beside its operands.
+// Running vectors of a tile: what the registers hold beside its operands. JOINED: those of a tile of scores are as many as
+// lanes, and are added up before they leave the registers.
 constexpr int SUMS = W == 16 ? 16 : W == 8 ? 12 : 8;
+constexpr bool JOINED = SUMS == W;
+constexpr int WIDE = W == 16 ? 4 : 3;  // vectors of a value that a tile of four rows takes
 constexpr int ASK_EVERY = 8;  // keys of a value tile between two calls of AskAhead
 
 template <class Row, int R, int J, int PART>
@@ -27,6 +30,42 @@ inline __attribute__((always_inline)) void score_part(const float* q, size_t q_s
   }
 }
 
+inline V sum_lanes(const V (&a)[W]) { return join_lanes(a, add); }
+
+// The W sums of q[r] . key[j] for R rows and J keys; fn is called for each two vectors of columns.
+template <class Row, int R, int J, class Fn>
+inline __attribute__((always_inline)) void score_sums(const float* q, size_t q_stride, const uint8_t* const* key, int cols,
+                                                      V* acc, const Fn& fn) {
+#pragma GCC unroll 16
+  for (int i = 0; i < R * J; i++) acc[i] = zero();
+  int c = 0;
+  for (; c + PAIR <= cols; c += PAIR) {
+    score_part<Row, R, J, 0>(q, q_stride, key, c, acc);
+    score_part<Row, R, J, 1>(q, q_stride, key, c, acc);
+    fn();
+  }
+  if (c < cols) score_part<Row, R, J, 0>(q, q_stride, key, c, acc);
+}
+
+// scores[r][j] = q[r] . key[j] for R rows and W / R keys.
+template <class Row, int R>
+__attribute__((noinline)) void joined_tile(const float* q, size_t q_stride, const uint8_t* const* keys, int cols,
+                                           float* scores, AskAhead& ahead) {
+  constexpr int J = W / R;
+  const uint8_t* key[J];
+  V acc[W];
+#pragma GCC unroll 16
+  for (int j = 0; j < J; j++) key[j] = keys[j];
+  score_sums<Row, R, J>(q, q_stride, key, cols, acc, [&] {
+    if (R == 1) ahead.some();
+  });
+  if (R > 1) ahead.some();
+  float lanes[W];
+  store(lanes, sum_lanes(acc));
+#pragma GCC unroll 4
+  for (int r = 0; r < R; r++) __builtin_memcpy(scores + r * KEYS, lanes + r * J, J * sizeof(float));
+}
+
 // The W sums of q[r] . key[j] for R rows and J keys, to sums[r * KEYS + j]. A function of its own, as a tile of values is:
 // beside other loops its registers went to memory.
 template <class Row, int R, int J>
@@ -36,14 +75,7 @@ __attribute__((noinline)) void score_tile(const float* q, size_t q_stride, const
   V acc[R * J];
 #pragma GCC unroll 16
   for (int j = 0; j < J; j++) key[j] = keys[j];
-#pragma GCC unroll 16
-  for (int i = 0; i < R * J; i++) acc[i] = zero();
-  int c = 0;
-  for (; c + PAIR <= cols; c += PAIR) {
-    score_part<Row, R, J, 0>(q, q_stride, key, c, acc);
-    score_part<Row, R, J, 1>(q, q_stride, key, c, acc);
-  }
-  if (c < cols) score_part<Row, R, J, 0>(q, q_stride, key, c, acc);
+  score_sums<Row, R, J>(q, q_stride, key, cols, acc, [] {});
 #pragma GCC unroll 4
   for (int r = 0; r < R; r++)
 #pragma GCC unroll 16
@@ -66,8 +98,16 @@ inline void add_up(const float* sums, int n, float* scores) {
   store_n(scores + j, sum_lanes(a), left);
 }
 
-// scores[r][j] = q[r] . key[j] for R rows and keys [from, n), added up when all tiles are done: those of one would be waited
-// for.
+// scores[r][j] = q[r] . key[j] for R rows and keys [from, n), and some numbers beside them.
+template <class Row, int R>
+inline void joined_rows(const float* q, size_t q_stride, const RowPlaces& k, int from, int n, int cols, float* scores,
+                        AskAhead& ahead) {
+  constexpr int J = W / R;
+  for (int j = from / J * J; j < n; j += J)
+    joined_tile<Row, R>(q, q_stride, k.at + j, cols, scores + j, ahead);
+}
+
+// The same, added up when all tiles are done: those of one would be waited for.
 template <class Row, int R>
 inline void score_rows(const float* q, size_t q_stride, const RowPlaces& k, int from, int n, int cols, float* scores,
                        AskAhead& ahead) {
@@ -96,7 +136,7 @@ __attribute__((noinline)) void value_tile(const float* p, const RowPlaces& v, in
 #pragma GCC unroll 16
     for (int u = 0; u < U; u++) a[r][u] = load(acc + r * acc_stride + u * W);
   for (int j = from; j < n; j++) {
-    if (j % ASK_EVERY == 0) ahead.some();
+    if (j % (R == 1 ? 1 : ASK_EVERY) == 0) ahead.some();
     V vv[U];
 #pragma GCC unroll 16
     for (int u = 0; u < U; u++)
