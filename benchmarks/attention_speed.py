@@ -190,7 +190,7 @@ class Bench:
         form, pages = KV_FORMATS[shape.form], self.pages(shape)
         end = start + pages * form.bytes(shape.groups * PAGE * dim)
         rows = cache_rows.over(form, self.arena.view(torch.uint8)[start:end].view(pages, -1), shape.groups, PAGE, dim)
-        if shape.form == "q8_0":
+        if isinstance(rows, cache_rows.Q8Rows):
             rows.scales.fill_(0.01)
         return rows, end
 
