@@ -243,9 +243,10 @@ def route(x_TD: Tensor, router: Router, ids_TK: Tensor | None = None) -> Choice:
     chosen; their weights are the scores, divided by their sum if `renormalise`. With groups, a token chooses among the
     experts of the `top_groups` groups alone whose best biased score, or the sum of whose two best, is largest.
     softmax_topk: the top k logits, softmax over those k alone. sigmoid_topk: the top k logits, of each its sigmoid.
-    sparsemixer: see `sparse_mix`. Equal scores: the lower id first. All weights are multiplied by `scale`, and each by
-    its expert's factor, if there are such. ids: these experts were chosen before, and weights alone are asked for;
-    not with sparsemixer. Source of bias and groups: DeepSeek-V3 (arXiv 2412.19437, 2.1.2).
+    sparsemixer: see `sparse_mix`. Equal scores: the lower id first. A token's experts differ from each other, even
+    where scores are no numbers. All weights are multiplied by `scale`, and each by its expert's factor, if there are
+    such. ids: these experts were chosen before, and weights alone are asked for; not with sparsemixer. Source of bias
+    and groups: DeepSeek-V3 (arXiv 2412.19437, 2.1.2).
     """
     logits_TE = linear(x_TD, router.matrix, router.bias_E)
     if router.scoring == "sparsemixer":
@@ -285,14 +286,14 @@ def sparse_mix(logits_TE: Tensor, router: Router) -> Choice:
     """The largest logit, then the largest of the others, and so on. The weight of each is its share in the softmax over
     what was left then and lay near it: experts whose distance from it, in parts of the larger one's size, is above
     2 * jitter stay out. Source: GRIN (arXiv 2409.12136), as Phi-3.5-MoE computes it when it does not learn."""
-    left, ids, weights = logits_TE.clone(), [], []
-    for _ in range(router.top_k):
-        best, chosen = left.max(-1, keepdim=True)
+    ids = logits_TE.sort(dim=-1, descending=True, stable=True).indices[:, : router.top_k]
+    left, weights = logits_TE.clone(), []
+    for chosen in ids.split(1, dim=1):
+        best = logits_TE.gather(1, chosen)
         far = (best - logits_TE) / logits_TE.abs().clamp(min=best) > 2 * router.jitter
         weights.append(left.masked_fill(far, float("-inf")).softmax(-1).gather(1, chosen))
-        ids.append(chosen)
         left = left.scatter(1, chosen, float("-inf"))
-    return torch.cat(ids, dim=1).to(torch.int32), torch.cat(weights, dim=1) * router.scale
+    return ids.to(torch.int32).contiguous(), torch.cat(weights, dim=1) * router.scale
 
 
 def _within_groups(scores_TE: Tensor, router: Router) -> Tensor:

@@ -68,13 +68,15 @@ const float* score(const Kernels& isa, const Router& router, const Scratch& s) {
   return s.scores;
 }
 
-// The largest logit of what is left, its weight the share of it in a softmax over what is left and near it; then again.
+// The largest logits; of each its weight, the share of it in a softmax over what is left and near it. They are chosen at
+// once: among logits that are no numbers, or minus infinity, one that was taken out could be found again.
 void sparse_mix(const Router& router, const Scratch& s, int32_t* ids, float* weights) {
   const int experts = router.matrix.rows;
   std::copy_n(s.logits, experts, s.scores);
+  choose(s.logits, experts, router.top_k, ids, weights);
   for (int i = 0; i < router.top_k; i++) {
-    float best, total = 0.0f;
-    choose(s.scores, experts, 1, ids + i, &best);
+    float total = 0.0f;
+    const float best = s.logits[ids[i]];
     for (int e = 0; e < experts; e++) {
       const bool far = (best - s.logits[e]) / std::max(std::abs(s.logits[e]), best) > 2.0f * router.jitter;
       if (!far) total += std::exp(s.scores[e] - best);  // of those chosen before nothing
