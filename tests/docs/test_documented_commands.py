@@ -40,5 +40,7 @@ def test_options_in_a_sentence_exist(one: Documented) -> None:
         return
     command, words = command_of(one.arguments)
     known = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
-    said = {word.split("=")[0] for word in words if word.strip("-") and word[0] == "-" and not word.lstrip("-").isdigit()}
+    said = {
+        word.split("=")[0] for word in words if word.strip("-") and word[0] == "-" and not word.lstrip("-").isdigit()
+    }
     assert said <= known | {"--help", "--version"}
