@@ -33,7 +33,7 @@ TOO_LARGE = "does not fit this machine"
 TEXT = "In the beginning was the word.\nAnd it came to pass that they went up.\n"
 FILES = {"prompts.txt": TEXT, "text.txt": TEXT * 40, "one.txt": TEXT,
          "conversation.json": '[{"role": "user", "content": "Hello"}]', "tools.json": "[]",
-         "machine.json": '{"gpus": ["rtx-3090"], "cpu": {"memory_gb": 1024, "bandwidth_gbs": 400}}'}  # fmt: skip
+         "machine.json": '{"gpus": ["rtx-3090"], "cpu": {"memory_gb": 1536, "bandwidth_gbs": 400}}'}  # fmt: skip
 FIRST = (["trace", "record", "demo", "--prompts", "prompts.txt", "-o", "run.trace", "-n", "20"],
          ["trace", "record", "demo", "--prompts", "prompts.txt", "-o", "one.trace", "-n", "20"],
          ["bench", "demo", "-r", "1", "--json", "old.json"],
