@@ -365,7 +365,8 @@ def refuse_if_too_large(plan: Plan) -> None:
     )
     missing = sum(tier.missing for tier in short.values()) / GB
     fitting = _fitting(plan)
-    remedy = f"it would fit with {fitting}" if fitting else "no format listed here fits: add memory, or name a disk"
+    disk = "no format listed here fits: add memory, or name a disk (--hardware 'this, nvme-gen4')"
+    remedy = f"it would fit with {fitting}" if fitting else disk
     raise MemoryNeeded(
         f"{plan.source.name} does not fit {plan.hardware.name} as {plan.best.placement.name}: {where}, "
         f"{missing:.1f} GB too much; {remedy}"
