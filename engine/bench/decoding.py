@@ -119,7 +119,8 @@ def predicted_gains(llm: LLM, batch: int, context: int) -> tuple[Drafted, ...]:
     seconds_of = PassTimes(ExpectedPasses(llm.parts, llm.predictions), moe.experts, moe.top_k).of(batch, context)
     seconds = [seconds_of(batch * drafted) for drafted in range(MOST_DRAFTED + 1)]
     known = [one for one in seconds if one is not None]
-    return gains(known) if len(known) == len(seconds) else ()
+    put_back = llm.spec.state_elements > 0
+    return gains(known, put_back=put_back) if len(known) == len(seconds) else ()
 
 
 def prompt(llm: LLM, tokens: int, seed: object) -> list[int]:

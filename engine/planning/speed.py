@@ -79,13 +79,33 @@ class Guessing:
     share: float = 1.0
 
 
-def gains(seconds: Sequence[float], ways: Sequence[Guessing] = (Guessing(),)) -> tuple[Drafted, ...]:
+def computed_again(rate: float, length: int) -> float:
+    """How many tokens of a pass with a draft of this length the next pass is expected to compute once more, where a
+    refused token makes a recurrent state be put back: the sequence's own and those that held before it. rate: how
+    likely a token is right, those before it being so."""
+    return sum(rate**a * (1 - rate) * (1 + a) for a in range(length))
+
+
+def gains(
+    seconds: Sequence[float], ways: Sequence[Guessing] = (Guessing(),), put_back: bool = False
+) -> tuple[Drafted, ...]:
     """What drafts gain where so often a drafted token is right, those before it being so, guessed the best way.
-    seconds: of a pass with 0, 1, 2, ... tokens drafted behind each sequence's own."""
+    seconds: of a pass with 0, 1, 2, ... tokens drafted behind each sequence's own. put_back: the model has recurrent
+    states, so that tokens before a refused one are computed again."""
+
+    def again_s(rate: float, length: int) -> float:
+        if not put_back:
+            return 0.0
+        tokens = computed_again(rate, length)
+        whole = min(int(tokens), len(seconds) - 2)
+        return seconds[whole] + (tokens - whole) * (seconds[whole + 1] - seconds[whole]) - seconds[0]
 
     def of(accepted: float, way: Guessing) -> Drafted:
         rate = accepted * way.share
-        speeds = [sum(rate**j for j in range(d + 1)) / (took + d * way.token_s) for d, took in enumerate(seconds)]
+        speeds = [
+            sum(rate**j for j in range(d + 1)) / (took + d * way.token_s + again_s(rate, d))
+            for d, took in enumerate(seconds)
+        ]
         length = max(range(len(speeds)), key=lambda d: speeds[d])
         return Drafted(accepted=accepted, length=length, gain=speeds[length] / speeds[0], rows=way.rows)
 
@@ -140,7 +160,7 @@ class Model:
     ) -> tuple[Drafted, ...]:
         """What drafts gain, by how often a drafted token is right. ways: to guess; by default for nothing."""
         took = [self.seconds(self.decode(placement, work, d)).seconds for d in range(MOST_DRAFTED + 1)]
-        return gains(took, ways)
+        return gains(took, ways, put_back=self.model.state_elements > 0)
 
     def overhead(self, tokens: int, rows: int) -> Overhead:
         """What a pass costs whatever it reads; rows: whose logits are wanted."""

@@ -1,7 +1,8 @@
 """How long the next drafts are: as long as tokens a second are most, and none where none pays.
 
     tokens(d)  = sequences + sum over drafted tokens of the probability that all up to them come true
-    seconds(d) = what a pass of so many tokens takes, and what guessing them takes
+    seconds(d) = what a pass of so many tokens takes, what guessing them takes, and where a recurrent state is put back
+                 when a token is refused, what the tokens of the pass that held take once more, beside the next one
 
 The likeliest tokens come first, whichever sequence they are of. Knows probabilities and seconds, no tokens.
 """
@@ -9,53 +10,81 @@ The likeliest tokens come first, whichever sequence they are of. Knows probabili
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..planning.speed import computed_again
 
 GAIN = 1.03  # least gain in tokens a second that is worth a draft: what is expected is not sure
 EVEN = 0.5  # where nothing is known of seconds: how likely a token must be
 
 
+@dataclass(frozen=True)
+class Passes:
+    """What passes take. seconds(d): with so many drafted tokens in all; None: not known. put_back: a refused token
+    makes those of its pass that held be computed again."""
+
+    seconds: Callable[[int], float | None]
+    put_back: bool = False
+
+    def again_s(self, rates: Sequence[float], lengths: Sequence[int]) -> float:
+        """What tokens that are computed again are expected to add to the next pass."""
+        if not self.put_back:
+            return 0.0
+        tokens = sum(computed_again(rate, length) for rate, length in zip(rates, lengths, strict=True))
+        whole = int(tokens)
+        plain, below, above = self.seconds(0), self.seconds(whole), self.seconds(whole + 1)
+        if plain is None or below is None or above is None:
+            return 0.0
+        return max(0.0, below + (tokens - whole) * (above - below) - plain)
+
+
 def best_lengths(
     rates: Sequence[float],
     longest: Sequence[int],
-    seconds: Callable[[int], float | None],
+    passes: Passes,
     room: int,
     others: int = 0,
     costs: Sequence[float] = (),
 ) -> list[int]:
     """Of each sequence how many tokens to draft. rates: how likely a token of its guess is right, those before it being
-    so; longest: tokens of its guess; seconds(d): of a pass with so many drafted tokens in all; room: most of these;
-    others: sequences of the pass without a guess; costs: by sequence, seconds that each token of its guess takes."""
+    so; longest: tokens of its guess; room: most of these; others: sequences of the pass without a guess; costs: by
+    sequence, seconds that each token of its guess takes."""
     odds = [(rate ** (j + 1), i) for i, rate in enumerate(rates) for j in range(longest[i])]
     odds = sorted(odds, key=lambda one: -one[0])[: max(0, room)]
-    plain = seconds(0)
+    plain = passes.seconds(0)
     if plain is None:
         return _counted([i for odd, i in odds if odd >= EVEN], len(rates))
-    tokens, taken, guessing = float(len(rates) + others), 0, 0.0
-    best = GAIN * tokens / plain
+    tokens, guessing, lengths = float(len(rates) + others), 0.0, [0] * len(rates)
+    best, found = GAIN * tokens / plain, list(lengths)
     if (tokens + sum(odd for odd, _ in odds)) / plain <= best:
-        return [0] * len(rates)  # not even if drafts cost nothing
+        return lengths  # not even if drafts cost nothing
     for count, (odd, i) in enumerate(odds, 1):
         tokens += odd
+        lengths[i] += 1
         guessing += costs[i] if costs else 0.0
-        took = seconds(count)
-        if took is not None and tokens / (took + guessing) > best:
-            best, taken = tokens / (took + guessing), count
-    return _counted([i for _, i in odds[:taken]], len(rates))
+        took = passes.seconds(count)
+        if took is None:
+            continue
+        speed = tokens / (took + guessing + passes.again_s(rates, lengths))
+        if speed > best:
+            best, found = speed, list(lengths)
+    return found
 
 
 def tokens_a_second(
     rates: Sequence[float],
     lengths: Sequence[int],
-    seconds: Callable[[int], float | None],
+    passes: Passes,
     others: int = 0,
     costs: Sequence[float] = (),
 ) -> float | None:
     """What is expected of drafts of these lengths; names as of `best_lengths`. None: their seconds are not known."""
-    took = seconds(sum(lengths))
+    took = passes.seconds(sum(lengths))
     if took is None:
         return None
     tokens = others + sum(sum(rate**j for j in range(d + 1)) for rate, d in zip(rates, lengths, strict=True))
-    return tokens / (took + sum(cost * d for cost, d in zip(costs, lengths, strict=bool(costs))))
+    guessing = sum(cost * d for cost, d in zip(costs, lengths, strict=bool(costs)))
+    return tokens / (took + guessing + passes.again_s(rates, lengths))
 
 
 def _counted(chosen: list[int], sequences: int) -> list[int]:

@@ -9,7 +9,6 @@ and then.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +17,7 @@ from ..ledger.guesses import NONE as NO_GUESSES
 from ..ledger.guesses import Guesses
 from .acceptance import Acceptance
 from .drafter import MOST_DRAFT, CostlyDrafter, Draft, Drafter
-from .length import best_lengths, tokens_a_second
+from .length import Passes, best_lengths, tokens_a_second
 from .pass_times import PassTimes
 from .vocabulary.draft_vocabulary import Way
 
@@ -97,7 +96,7 @@ class Speculation:
             return self._asked(offers, FREE, able, sequences, room)[0]
         *fewer, whole = costly.vocabulary.ways()
         ways = [whole]
-        if fewer and self._passes(able, sequences)(0) is not None:
+        if fewer and self._passes(able, sequences).seconds(0) is not None:
             lengths, _ = self._asked(offers, FREE, able, sequences, room)
             if not any(lengths):
                 return lengths  # not even if guesses cost nothing
@@ -112,15 +111,18 @@ class Speculation:
     ) -> tuple[list[int], float | None]:
         """The best lengths of drafts that are made in a way, and tokens a second with these; None: not known."""
         passes = self._passes(able, sequences)
-        is_known = passes(0) is not None  # else a guess of one kind is as good as another
+        is_known = passes.seconds(0) is not None  # else a guess of one kind is as good as another
         rates = [one.rate_of(way) if one.draft is None and is_known else one.rate for one in offers]
         costs = [way.token_s if one.draft is None else 0.0 for one in offers]
         lengths = self._lengths(rates, [one.longest for one in offers], able, sequences, room, costs)
         return lengths, tokens_a_second(rates, lengths, passes, sequences - len(rates), costs)
 
-    def _passes(self, able: list[Sequence], sequences: int) -> Callable[[int], float | None]:
-        """Seconds of a pass with so many drafted tokens."""
-        return _unknown if self.times is None else self.times.of(sequences, max(s.computed for s in able))
+    def _passes(self, able: list[Sequence], sequences: int) -> Passes:
+        """What passes take with drafted tokens, beside those that the next one computes again anyway."""
+        if self.times is None:
+            return Passes(_unknown)
+        seconds, again = self.times.of(sequences, max(s.computed for s in able)), sum(s.again for s in able)
+        return Passes(lambda drafted: seconds(again + drafted), put_back=self.most_states is not None)
 
     def _costly_one(self) -> CostlyDrafter | None:
         return next((one for one in self.drafters if not one.is_free), None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
 
 import pytest
 from hypothesis import given
@@ -10,16 +11,17 @@ from hypothesis import strategies as st
 
 from headrace import SamplingParams
 from headrace.engine.generation.sequence import Sequence, make_sequence
+from headrace.engine.planning.speed import computed_again
 from headrace.engine.speculation.acceptance import FIRST, Acceptance
 from headrace.engine.speculation.drafter import Draft
-from headrace.engine.speculation.length import EVEN, GAIN, best_lengths
+from headrace.engine.speculation.length import EVEN, GAIN, Passes, best_lengths, tokens_a_second
 from headrace.engine.speculation.pass_times import PassTimes
 from headrace.engine.speculation.seen_times import SeenTimes
 from headrace.engine.speculation.speculation import Speculation
 
 
-def line(plain: float, each: float) -> Callable[[int], float]:
-    return lambda drafted: plain + each * drafted
+def line(plain: float, each: float, put_back: bool = False) -> Passes:
+    return Passes(lambda drafted: plain + each * drafted, put_back)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +57,30 @@ def test_no_choice_of_lengths_is_better(asked: list[tuple[float, int]], each: fl
     assert speed(found) == plain or speed(found) > GAIN * plain - 1e-9
 
 
+@given(st.floats(0, 1), st.integers(0, 6))
+def test_what_a_refused_draft_makes_computed_again(rate: float, length: int) -> None:
+    """Over all that may become of a draft, each token right or not by itself."""
+    expected = 0.0
+    for right in itertools.product((True, False), repeat=length):
+        odds = math.prod(rate if one else 1 - rate for one in right)
+        held = length if all(right) else right.index(False)
+        expected += odds * (0 if held == length else 1 + held)
+    assert computed_again(rate, length) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize(("rate", "each", "drafts"), [(0.6, 0.5, False), (0.9, 0.25, True), (1.0, 0.9, True)])
+def test_drafts_pay_for_what_is_computed_again(rate: float, each: float, drafts: bool) -> None:
+    """By hand: a draft of d tokens takes each * (d + the tokens that its refusal makes computed again)."""
+    passes, lengths = line(1.0, each, put_back=True), range(9)
+    speeds = [sum(rate**j for j in range(d + 1)) / (1 + each * (d + computed_again(rate, d))) for d in lengths]
+    assert [tokens_a_second([rate], [d], passes) for d in lengths] == pytest.approx(speeds)
+    found = best_lengths([rate], [8], passes, 100)
+    assert found == [speeds.index(max(speeds)) if drafts else 0]
+    assert best_lengths([rate], [8], line(1.0, each), 100) > [0], "a model without states drafts there"
+
+
 def test_where_nothing_is_known_of_seconds_a_token_must_be_likely() -> None:
-    assert best_lengths([0.8, 0.4], [8, 8], lambda _: None, 100) == [3, 0]
+    assert best_lengths([0.8, 0.4], [8, 8], Passes(lambda _: None), 100) == [3, 0]
     assert 0.8**3 >= EVEN > 0.8**4
 
 
@@ -169,7 +193,7 @@ def test_seconds_that_nothing_predicts_are_those_that_passes_took() -> None:
     times.saw(1, 8, 50, 9.0, read=0)
     found = [times.of(1, 50)(d) for d in range(9)]
     assert found == pytest.approx([1 + d for d in range(9)], rel=2e-3)
-    assert best_lengths([0.9], [8], times.of(1, 50), 8) == [0]  # a token more takes as long as one more pass
+    assert best_lengths([0.9], [8], Passes(times.of(1, 50)), 8) == [0]  # a token more takes as long as one more pass
     times.saw(1, 0, 50, 50.0, read=0)  # something else ran
     assert times.of(1, 50)(0) == pytest.approx(1.2, rel=1e-2)
 

@@ -16,7 +16,7 @@ from headrace.engine.generation.sequence import Sequence, make_sequence
 from headrace.engine.ledger.guesses import Guesses
 from headrace.engine.speculation.acceptance import FIRST_OF
 from headrace.engine.speculation.drafter import MTP_KIND, Draft
-from headrace.engine.speculation.length import best_lengths
+from headrace.engine.speculation.length import Passes, best_lengths
 from headrace.engine.speculation.pass_times import PassTimes
 from headrace.engine.speculation.speculation import TRIED_AGAIN, Speculation
 from headrace.engine.speculation.vocabulary.draft_vocabulary import DraftVocabulary, Way
@@ -145,7 +145,7 @@ def test_costs_shorten_a_draft(token_s: float, length: int) -> None:
         return (1 + sum(0.9**j for j in range(1, count + 1))) / (1 + count * (0.1 + token_s))
 
     best = max(range(9), key=rate)
-    found: list[Any] = best_lengths([0.9], [8], lambda n: 1.0 + 0.1 * n, 100, costs=[token_s])
+    found: list[Any] = best_lengths([0.9], [8], Passes(lambda n: 1.0 + 0.1 * n), 100, costs=[token_s])
     assert found == [best if rate(best) > 1.03 else 0]
     assert abs(found[0] - length) <= 3
 
