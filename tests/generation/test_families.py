@@ -139,8 +139,8 @@ class Recorder:
 # were rounded, and are not divided by the root of d: both put them off by 2^-8 sqrt(d / 12), and weights by as much of
 # themselves.
 ROUNDINGS = {"gemma4_text": 9 + 2 * 40 / 12}
-# Tiles of bf16 round what is multiplied too: what goes into qkv, o, gate and up, and down. Of the MLP beside the experts
-# two more; and queries and keys are off by as much again.
+# Tiles of bf16 round what is multiplied too: what goes into qkv, o, gate and up, and down. Of the MLP beside the
+# experts two more; and queries and keys are off by as much again.
 TILE_ROUNDINGS = {"gemma4_text": 4 + 2 + 2 * 40 / 12}
 
 
