@@ -158,8 +158,8 @@ def test_a_family_that_is_only_planned_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_catalogue_without_a_value_says_which() -> None:
-    with pytest.raises(ConfigError, match=r"Kimi-K3.*hidden_act"):
-        imagined.imagine("Kimi-K3", LoadOptions())
+    with pytest.raises(ConfigError, match=r"Qwen3.8-Flash-Next.*indexer_budget"):
+        imagined.imagine("Qwen3.8-Flash-Next", LoadOptions())
 
 
 def test_packing_of_a_checkpoint_does_not_stop_its_shape() -> None:
