@@ -46,6 +46,8 @@ DATA = demo_files.ROOT / "bench-data" / "demo"
 TEXT = demo_files.ROOT / "demo" / "heldout.txt"
 WINDOW, PROMPT = 512, 24  # tokens
 ONE = 1  # thread on both sides: the model is tiny, and threads that wait for each other stand still on a busy machine
+# No int8, no tiles that round to bfloat16, no rounded cache.
+UNROUNDED: dict[str, Any] = {"cpu_activations": "bf16", "deterministic": True, "kv_format": "f32"}
 EXACT, PERPLEXITY = 1e-4, 0.005  # largest shares that may differ
 EXACT_LEAD = 1e-3  # logits: what float32 sums in another order may move a lead by
 
@@ -88,9 +90,8 @@ def task_of(ids: list[int], prompts: int, new: int, windows: int) -> Task:
 def ours(path: Path, task: Task, *, exact: bool) -> Side:
     """Our engine on a file: exact activations and a float32 cache, or as a user has it."""
     recorder = Recorder()
-    activations = "bf16" if exact else "int8"
-    kv_format = "f32" if exact else "auto"
-    with LLM(path, cpu_activations=activations, kv_format=kv_format, threads=ONE, sampler=recorder) as llm:
+    options = UNROUNDED if exact else {}
+    with LLM(path, threads=ONE, sampler=recorder, **options) as llm:
         texts = []
         for prompt in task.prompts:
             recorder.rows.clear()
@@ -142,7 +143,7 @@ def of_kind(llama: Llama, plain: Path, kind: str, text: str, args: argparse.Name
     same_ids = llama.call("tokens", text=text)["ids"] == ids
     exact, as_used = theirs(llama, twin, task, exact=True), theirs(llama, path, task, exact=False)
     our_exact, our_int8 = ours(path, task, exact=True), ours(path, task, exact=False)
-    with LLM(path, cpu_activations="bf16", kv_format="f32", threads=ONE) as llm:
+    with LLM(path, threads=ONE, **UNROUNDED) as llm:
         moved = {"llama": moves(as_used, exact, task.prompts, llm), "ours": moves(our_int8, exact, task.prompts, llm)}
         noise = float(moved["llama"].max())
         parted = {

@@ -132,9 +132,7 @@ class EngineConfig:
         "auto", SPEED, "WHAT", "guess tokens, verify several a pass: auto, off, lookup, mtp, or a draft MODEL"
     )
     mtp: Path | None = option(None, SPEED, "FILE", "that holds the layer for 'mtp'; default the model's own")
-    draft_vocabulary: int | str = option(
-        "auto", SPEED, "auto|all|N", "tokens that a model's guesses are chosen among: the first N of the vocabulary"
-    )
+    draft_vocabulary: int | str = option("auto", SPEED, "auto|all|N", "guesses choose among the first N tokens")
     profile: Path | None = option(None, SPEED, "FILE", "what headrace measure found; default in the user's cache")
     no_measure: bool = option(False, SPEED, "", "measure nothing at the first start, and predict nothing then")
     trace: Path | None = option(None, SPEED, "FILE", "record which experts every token chose (docs/traces.md)")
@@ -181,7 +179,6 @@ class EngineConfig:
         self._check_hosts(asked)
         ranges.choice("handoff", self.handoff, ["auto", *HANDOFFS])
         self._check_cpu(asked)
-        placing.check_file(self.asked_placement)
         ranges.between("vram_limit", self.vram_limit, 0.001)
         ranges.count_or("stream_from", self.stream_from, 1, ["auto", "never"])
         self._check_policy(asked)
@@ -255,13 +252,8 @@ class EngineConfig:
         copies = [name for name in ABOUT_COPIES if getattr(self, name) not in (None, "auto")]
         if is_on_disk and not is_on_cpu and copies:
             raise OptionError(f"{copies[0]} is about experts that go to a GPU, and they stay on a disk: leave it out")
-        copies += ["tensor_split"] if self.tensor_split is not None else []
-        copies += ["handoff"] if self.handoff in GRAPHED else []
-        if self.hosts is not None and not is_on_cpu and copies:
-            raise OptionError(
-                f"{copies[0]} is not there beside hosts, where one GPU keeps its experts and steps are no graphs: "
-                "leave it out"
-            )
+        if self.hosts is not None and not is_on_cpu:
+            hosts_asked.check_gpu(copies, self.tensor_split is not None, self.handoff in GRAPHED)
         if self.device == "cpu" and not is_on_cpu and (asked or others):
             raise OptionError(f"{(asked or others)[0]} is about a GPU, and device is 'cpu': leave one out")
 
@@ -279,10 +271,9 @@ class EngineConfig:
     @property
     def is_on_cpu(self) -> bool:
         """Whether no GPU is used: experts in RAM, in files, or on other machines."""
-        is_said = self.device.startswith(("cuda", "simulated"))  # a GPU beside a disk or hosts is
+        is_said = self.device.startswith(("cuda", "simulated")) and self.split_by != "layers"  # which leaves out a GPU
         is_elsewhere = self.asked_placement.kind == "disk" or self.hosts is not None
-        has_layers = self.hosts is not None and self.split_by == "layers"
-        return has_layers or self.asked_placement.kind == "cpu" or (is_elsewhere and not is_said)
+        return self.asked_placement.kind == "cpu" or (is_elsewhere and not is_said)
 
     @property
     def ram_bytes(self) -> int | None:

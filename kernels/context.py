@@ -75,6 +75,11 @@ class Context:
         return {name: count for name, count in counts.items() if count}
 
     @property
+    def bf16_products(self) -> str:
+        """For a reader, which instructions multiply many tokens in bf16 besides those that the table is named after."""
+        return ", bf16 by AVX512-BF16" if self.isa == "avx512" and "bf16" in self.tile_tokens else ""
+
+    @property
     def tile_groups(self) -> dict[str, int]:
         """How many columns of a token share a scale of int8 in tiles; 0: tiles round to bf16."""
         return {name: int(self.native.tile_group(FORMATS[name].code)) for name in self.tile_tokens}

@@ -36,6 +36,7 @@ from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.measure import tile_thresholds, weight_prefetch
 from headrace.kernels.context import ISA, THREADS, Context
+from headrace.kernels.formats import BLOCK
 from headrace.kernels.isa import kernels_digest
 from headrace.loaders.weights import noise
 
@@ -130,6 +131,22 @@ def oracle(built: Built) -> Callable[[str], PreTrainedModel]:
     return built.model
 
 
+def rounding_alike(context: Context, built_in: dict[str, int]) -> dict[str, int]:
+    """Thresholds from which on tiles round what dot products round, and no tiles of formats where they do not. Tests
+    hold models in one place against models in another, whose passes have other numbers of tokens: what tiles do to
+    rounding is the matter of tests of kernels, and of those with `built_in_tiles`."""
+    alike = {name for name, group in context.tile_groups.items() if group == BLOCK}
+    return {name: least if name in alike else tile_thresholds.NEVER for name, least in built_in.items()}
+
+
+@pytest.fixture
+def built_in_tiles(cache_home: Path) -> None:
+    """Tiles as the CPU's table has them, of all formats."""
+    for context in (Context(threads=n, activations=a) for n in {1, 2, THREADS} for a in ("int8", "bf16")):
+        if built_in := dataclasses.replace(context, tiles_from={}).tile_tokens:
+            tile_thresholds.save(context, built_in)
+
+
 @pytest.fixture(scope="session")
 def first_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache directory of a machine where what kernels are measured for at a first start was measured."""
@@ -139,7 +156,7 @@ def first_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for context in (Context(threads=n, activations=a) for n in {1, 2, THREADS} for a in ("int8", "bf16")):
             weight_prefetch.save(context, context.prefetch)
             if built_in := context.tile_tokens:
-                tile_thresholds.save(context, built_in)
+                tile_thresholds.save(context, rounding_alike(context, built_in))
     return path
 
 
@@ -162,6 +179,16 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pat
 def tmp_path(directories: Callable[[str], Path], request: pytest.FixtureRequest) -> Path:
     """An empty directory of this test."""
     return directories(re.sub(r"\W", "_", request.node.name)[:30])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache_of_modules(first_start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What fixtures of a module load has no user's thresholds either."""
+    path = tmp_path_factory.mktemp("modules")
+    shutil.copytree(first_start, path, dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(path))
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -187,7 +187,7 @@ def parse(text: str, this: Device | None = None) -> Hardware:
     disk: Device | None = None
     ram = cores = None
     for word in words:
-        if match := re.fullmatch(r"(?:ram\s*=?\s*)?([\d.]+)\s*(gb|tb)", word):
+        if match := re.fullmatch(r"(?:ram\s*=?\s*)?(\d+(?:\.\d+)?)\s*(gb|tb)", word):
             ram = positive("RAM", float(match[1])) * (1000 if match[2] == "tb" else 1) * GB
         elif match := re.fullmatch(r"(\d+)\s*-?cores", word):
             cores = int(positive("cores", int(match[1])))
@@ -206,7 +206,7 @@ def parse(text: str, this: Device | None = None) -> Hardware:
 
 def _apart(word: str) -> list[str]:
     """A CPU or its memory, and what stands behind it: "ddr5-6000-2ch 96gb 16cores". A GPU's memory is its own."""
-    match = re.fullmatch(r"(.*\S)\s+([\d.]+\s*[gt]b|\d+\s*-?cores)", word)
+    match = re.fullmatch(r"(.*\S)\s+(\d+(?:\.\d+)?\s*[gt]b|\d+\s*-?cores)", word)
     before = _apart(match[1]) if match else []
     key = _key(re.sub(r"^\d+\s*x\s*", "", before[0])) if before else ""
     has_ram = MEMORY.match(key) or parts().get(key, {}).get("kind") in ("cpu", "unified")

@@ -21,6 +21,7 @@ from ..devices import device as devices
 from ..devices import gpu_gaps, host, same_bits
 from ..devices.device import Device
 from ..measure import tile_thresholds, weight_prefetch
+from ..placement import placement as placing
 from ..placement.placement import Tier
 from ..speculation.row_kernels import without_tiles
 from .weight_source import WeightSource
@@ -43,6 +44,7 @@ class Opened(NamedTuple):
 
 def open_model(source: WeightSource, config: EngineConfig, shows: bool) -> Opened:
     """Kernels, devices, and the model as far as its headers and its tokenizer. shows: the progress of downloads."""
+    placing.check_file(config.asked_placement)
     name, context, ops = load_kernels(config)
     profile = profiles.load_profile(context, config.profile) if name == "cpu" else None
     torch_threads = host.torch_threads(name, config.threads)

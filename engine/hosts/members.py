@@ -1,9 +1,8 @@
 """Who computes which expert now: the nodes of a run, what becomes of a lost one's experts, and of one that comes back.
 
 The coordinator is node 0, hosts count from 1, and IN_VRAM is what the coordinator's GPU has. `home` says whose an
-expert is, `replicas` who else has it, `owners` who
-computes it at the moment where no more than one has it. Experts keep no state, so that any node may take any row at any
-time.
+expert is, `replicas` who else has it, `owners` who computes it at the moment where no more than one has it. Experts
+keep no state, so that any node may take any row at any time.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class NetExperts:
         """Starts a layer; shapes as of `CpuExperts.submit`. is_partial: ids may be -1, of choices that others
         compute. Raises DeviceError where experts cannot be had."""
         number = self.number[layer]
-        self._settle()
+        self.settle()
         if number <= self.last:
             self._take_in()
         self.last = number
@@ -90,7 +90,7 @@ class NetExperts:
             if link is not None:
                 self.network.hops[number] = link.figures.hop(link.name, formats)
 
-    def _settle(self) -> None:
+    def settle(self) -> None:
         """Nothing of another layer is under way: an error may have come between submit and collect."""
         sending, self.sending = self.sending, None
         if sending is not None:
@@ -111,7 +111,7 @@ class NetExperts:
         exchange.compute_own()  # of a host that was lost while its request was sent
         self.timers.spend(NET, time.perf_counter() - start)
         y_TD = exchange.sum()
-        self._settle()
+        self.settle()
         return y_TD, job.chosen._replace(wired=exchange.wired)
 
     def work(self, chosen: Chosen) -> LayerWork:
@@ -125,7 +125,7 @@ class NetExperts:
 
     def close(self) -> None:
         """Ends connections and threads; hosts wait for the next coordinator then."""
-        self._settle()
+        self.settle()
         self.parts.gathering.close()
         self.members.close()
         self.worker.shutdown()

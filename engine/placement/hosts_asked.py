@@ -64,3 +64,13 @@ def check_split(split_by: str, hosts: int | None, kind: str, others: Mapping[str
     given = [name for name, value in others.items() if value is not None]
     if given:
         raise OptionError(f"{given[0]} does not go with whole layers on hosts: leave it out, or split_by")
+
+
+def check_gpu(copies: list[str], is_split: bool, has_graphs: bool) -> None:
+    """Beside a GPU of the coordinator's. copies: options about experts that go to a GPU; is_split: over two of them."""
+    asked = [*copies, *(["tensor_split"] if is_split else []), *(["handoff"] if has_graphs else [])]
+    if asked:
+        raise OptionError(
+            f"{asked[0]} is not there beside hosts, where one GPU keeps its experts and steps are no graphs: "
+            "leave it out"
+        )

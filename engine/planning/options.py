@@ -52,6 +52,8 @@ class Options:
         ranges.count_or("--draft-vocabulary", self.draft_vocabulary, 1, ["auto", "all"])
         if self.mtp is not None and self.speculate not in ("auto", "mtp"):
             raise OptionError(f"--mtp is the file of a layer, and --speculate is {self.speculate}: give mtp, or auto")
+        if self.mtp is not None and self.hosts is not None:
+            raise OptionError("--mtp is the file of a layer, which a plan with --hosts does not count: leave one out")
         if self.model not in ("full", "simple"):
             raise OptionError(f"--model is '{self.model}'; there are full and simple")
 

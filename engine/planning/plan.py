@@ -165,12 +165,6 @@ def _with_own(demand: Demand, own: OwnLayer | None, work: Workload, options: Opt
     return drafting.with_own(demand, own, cache, work.batch, beside_gpu=options.speculate == "mtp")
 
 
-def _own_drafts(
-    own: OwnLayer, demand: Demand, engine: Model, best: Rated, work: Workload, options: Options
-) -> OwnDrafts | None:
-    return drafting.of(own, demand, engine, best.placement, work, options.draft_vocabulary)
-
-
 def _hosted(engine: Model, demand: Demand, work: Workload, options: Options) -> Hosted | None:
     """With --hosts. Raises OptionError."""
     if options.hosts is None:

@@ -79,11 +79,11 @@ class Guessing:
     share: float = 1.0
 
 
-def computed_again(rate: float, length: int) -> float:
+def computed_again(rate: float, length: int, pending: int = 0) -> float:
     """How many tokens of a pass with a draft of this length the next pass is expected to compute once more, where a
-    refused token makes a recurrent state be put back: the sequence's own and those that held before it. rate: how
-    likely a token is right, those before it being so."""
-    return sum(rate**a * (1 - rate) * (1 + a) for a in range(length))
+    refused token makes a recurrent state be put back: the sequence's own, those that held before it, and `pending`,
+    those that this pass computes again itself. rate: how likely a token is right, those before it being so."""
+    return sum(rate**a * (1 - rate) * (1 + pending + a) for a in range(length))
 
 
 def gains(
@@ -109,7 +109,8 @@ def gains(
         length = max(range(len(speeds)), key=lambda d: speeds[d])
         return Drafted(accepted=accepted, length=length, gain=speeds[length] / speeds[0], rows=way.rows)
 
-    return tuple(max((of(rate, way) for way in ways), key=lambda one: one.gain) for rate in ACCEPTED)
+    # Where none pays all gain as much: then the whole vocabulary is named.
+    return tuple(max((of(rate, way) for way in ways), key=lambda one: (one.gain, one.rows)) for rate in ACCEPTED)
 
 
 @dataclass(frozen=True, kw_only=True)

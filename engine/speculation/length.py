@@ -21,16 +21,18 @@ EVEN = 0.5  # where nothing is known of seconds: how likely a token must be
 @dataclass(frozen=True)
 class Passes:
     """What passes take. seconds(d): with so many drafted tokens in all; None: not known. put_back: a refused token
-    makes those of its pass that held be computed again."""
+    makes those of its pass that held be computed again. pending: by sequence, those that this pass computes again."""
 
     seconds: Callable[[int], float | None]
     put_back: bool = False
+    pending: Sequence[int] = ()
 
     def again_s(self, rates: Sequence[float], lengths: Sequence[int]) -> float:
         """What tokens that are computed again are expected to add to the next pass."""
         if not self.put_back:
             return 0.0
-        tokens = sum(computed_again(rate, length) for rate, length in zip(rates, lengths, strict=True))
+        pending = self.pending or [0] * len(rates)
+        tokens = sum(map(computed_again, rates, lengths, pending))
         whole = int(tokens)
         plain, below, above = self.seconds(0), self.seconds(whole), self.seconds(whole + 1)
         if plain is None or below is None or above is None:

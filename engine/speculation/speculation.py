@@ -85,7 +85,7 @@ class Speculation:
             return
         offers = [one for sequence in able if (one := self._offer(sequence)) is not None]
         if offers:
-            lengths = self._choose(offers, able, len(sequences), room)
+            lengths = self._choose(offers, [one.sequence for one in offers], len(sequences), room)
             self._take([(offer, length) for offer, length in zip(offers, lengths, strict=True) if length])
 
     def _choose(self, offers: list[Offer], able: list[Sequence], sequences: int, room: int) -> list[int]:
@@ -121,8 +121,9 @@ class Speculation:
         """What passes take with drafted tokens, beside those that the next one computes again anyway."""
         if self.times is None:
             return Passes(_unknown)
-        seconds, again = self.times.of(sequences, max(s.computed for s in able)), sum(s.again for s in able)
-        return Passes(lambda drafted: seconds(again + drafted), put_back=self.most_states is not None)
+        seconds, pending = self.times.of(sequences, max(s.computed for s in able)), [s.again for s in able]
+        again = sum(pending)
+        return Passes(lambda drafted: seconds(again + drafted), self.most_states is not None, pending)
 
     def _costly_one(self) -> CostlyDrafter | None:
         return next((one for one in self.drafters if not one.is_free), None)

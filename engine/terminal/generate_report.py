@@ -54,8 +54,9 @@ class TableRow(NamedTuple):
 
 def startup_table(llm: LLM) -> Table:
     """Where each group of tensors lies, how many bytes it takes, and what will compute it."""
-    threads = llm.parts.context.threads if llm.parts.kernels == "cpu" else torch.get_num_threads()
-    team = f"{threads} thread{'s' * (threads > 1)}{quota()}"
+    is_cpu, context = llm.parts.kernels == "cpu", llm.parts.context
+    threads = context.threads if is_cpu else torch.get_num_threads()
+    team = f"{threads} thread{'s' * (threads > 1)}{quota()}{context.bf16_products if is_cpu else ''}"
     rows = placement_rows(llm)
     lines = [f"{llm.spec.family}: what lies where, computed by {team}", *_tiers(llm), *_rates(rows)]
     table = new_table("\n".join(lines))
@@ -112,12 +113,11 @@ def _tiers(llm: LLM) -> list[str]:
 
 def _gpus(llm: LLM) -> list[str]:
     """Of every GPU what it is, what it holds and what it may hold."""
-    memory = llm.parts.memory_plan.memory
-    there = [(tier, llm.parts.devices[tier]) for tier in llm.parts.placement.tiers if tier in llm.parts.devices]
+    held, devices = llm.parts.memory_plan.memory, llm.parts.devices
+    gpus = [tier for tier in llm.parts.placement.tiers if tier in devices and not devices[tier].is_host]
     return [
-        f"{tier.value}: {device.name}, {size(memory[tier].total)} of the {size(device.free)} that may be taken"
-        for tier, device in there
-        if not device.is_host
+        f"{one.value}: {devices[one].name}, {size(held[one].total)} of the {size(devices[one].free)} that may be taken"
+        for one in gpus
     ]
 
 
@@ -237,9 +237,7 @@ def _predicted(llm: LLM, device: Device, held: ByFormat, is_experts: bool) -> st
 def _kernel(device: Device) -> str:
     """Who computes on a device."""
     if isinstance(device.ops, CpuOps):
-        context = device.ops.context
-        has_bf16 = context.isa == "avx512" and "bf16" in context.tile_tokens
-        return f"C++ {context.isa}{', bf16' if has_bf16 else ''}"
+        return f"C++ {device.ops.context.isa}"
     return {"gpu": "Triton"}.get(device.backend, device.backend)
 
 
@@ -284,8 +282,7 @@ def _byte_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
 
 
 def _draft_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
-    """What drafts were: tokens guessed, those that came true, bytes a token with them and in passes without; of guesses
-    of a model, among how many tokens they were chosen, and the bytes of one."""
+    """What drafts were: tokens guessed, those that came true, bytes a token with and without; what a guess was."""
     if not any(p.drafted for p in phases):
         return []
     each = [sum(per["total"] for per in p.bytes_per_token().values()) for p in phases]
@@ -297,8 +294,7 @@ def _draft_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:
         "guessed among": [f"{p.guesses.mean_rows} tokens" if p.guesses.passes else "" for p in phases],
         "bytes a guess": [size(p.guesses.mean_bytes) if p.guesses.nbytes else "" for p in phases],
     }
-    needed = ("drafted", "accepted", "bytes with drafts", "bytes without")
-    return [(name, [one or "-" for one in cells]) for name, cells in rows.items() if name in needed or any(cells)]
+    return [(name, [one or "-" for one in cells]) for name, cells in rows.items() if any(cells) or "guess" not in name]
 
 
 def _time_rows(phases: list[Summary]) -> list[tuple[str, list[str]]]:

@@ -24,6 +24,7 @@ from ...kernels.packed import ExpertBank, Matrix
 from .. import regular
 from ..files import safetensors
 from ..files.entry import Entry
+from ..files.gguf_set import is_gguf
 from ..spec import ModelSpec
 from .model_weights import Formats, ModelWeights, TierBanks
 from .mtp.weights import MTP
@@ -155,7 +156,7 @@ def _was_ended(to: Path) -> bool:
 
 def refuse_gguf(source: Path) -> None:
     """Raises OptionError for a GGUF file."""
-    if source.is_file():
+    if source.is_file() and is_gguf(source):
         raise OptionError(f"cannot convert {source}: a GGUF file holds packed weights already; run it as it is")
 
 
@@ -177,23 +178,40 @@ def save(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> Non
         raise OptionError(f"cannot convert {source}: its tables of runs of tokens stay in their files; run it as it is")
     if to.exists() and to.samefile(source):
         raise OptionError(f"cannot convert {source} into itself: name another directory")
+    is_new = not to.exists()
     try:
         to.mkdir(parents=True, exist_ok=True)
         _check_room(to, sum(tensor.nbytes for tensor in _stored(weights).values()))
+    except (OptionError, OSError) as error:
+        if is_new:
+            with contextlib.suppress(OSError):
+                to.rmdir()
+        raise error if isinstance(error, OptionError) else _cannot_write(to, error) from error
+    try:
         (to / MANIFEST).unlink(missing_ok=True)  # what is interrupted from here on does not look whole
-        for name in COMPANIONS:
-            (to / name).unlink(missing_ok=True)  # of a model that was converted to here before
-            if (source / name).is_file():
-                shutil.copyfile(source / name, to / name)
-        if (source / MORE).is_dir():
-            shutil.copytree(source / MORE, to / MORE, dirs_exist_ok=True)
-        safetensors.write(to / WEIGHTS, _stored(weights), {"format": "headrace"})
-        names = {"experts": formats.experts.name, "dense": formats.dense.name, "embed": formats.embed.name}
-        own = {place: format.name for place, format in formats.own.items()}
-        manifest = {"version": VERSION, "source": source.name, "formats": names, **({"own": own} if own else {})}
-        (to / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        _write(source, to, weights, formats)
     except OSError as error:
-        for name in (WEIGHTS, *COMPANIONS):  # they may have filled the disk
+        for name in (MANIFEST, WEIGHTS, *COMPANIONS):  # they may have filled the disk
             with contextlib.suppress(OSError):
                 (to / name).unlink(missing_ok=True)
-        raise CheckpointError(f"cannot write {to}: {error.strerror}; give a directory on a disk with room") from error
+        shutil.rmtree(to / MORE, ignore_errors=True)
+        raise _cannot_write(to, error) from error
+
+
+def _write(source: Path, to: Path, weights: ModelWeights, formats: Formats) -> None:
+    """The manifest comes last."""
+    for name in COMPANIONS:
+        (to / name).unlink(missing_ok=True)  # of a model that was converted to here before
+        if (source / name).is_file():
+            shutil.copyfile(source / name, to / name)
+    if (source / MORE).is_dir():
+        shutil.copytree(source / MORE, to / MORE, dirs_exist_ok=True)
+    safetensors.write(to / WEIGHTS, _stored(weights), {"format": "headrace"})
+    names = {"experts": formats.experts.name, "dense": formats.dense.name, "embed": formats.embed.name}
+    own = {place: format.name for place, format in formats.own.items()}
+    manifest = {"version": VERSION, "source": source.name, "formats": names, **({"own": own} if own else {})}
+    (to / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def _cannot_write(to: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(f"cannot write {to}: {error.strerror}; give a directory on a disk with room")

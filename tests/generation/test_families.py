@@ -146,7 +146,7 @@ TILE_ROUNDINGS = {"gemma4_text": 4 + 2 + 2 * 40 / 12}
 
 @pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe", "gemma4_text"])
 def test_bf16_layers_are_within_rounding_of_float32_when_routing_is_forced(
-    variant: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch
+    variant: str, checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch, built_in_tiles: None
 ) -> None:
     """bfloat16 has 8 significant bits: a rounding changes a number by at most 2^-8 of itself. On the way to a layer's
     output lie one rounding for the embedding and six for each layer passed (qkv, cache, o, gate, up, down). Their

@@ -94,7 +94,7 @@ def test_fast_kernels_are_near(model: tuple[Kind, Path, Path]) -> None:
     """As they are, activations lose what float32 does; rounded, most tokens are near: one that goes to another expert
     differs by more."""
     _, path, twin = model
-    exact, expected = logits(path, cpu_activations="bf16"), logits(twin)
+    exact, expected = logits(path, cpu_activations="bf16", deterministic=True), logits(twin)
     assert (exact - expected).abs().max() < 2e-4 * expected.abs().max()
     assert far(logits(path), expected) < 0.05
 

@@ -66,6 +66,7 @@ class NetBesideGpu:
         """Starts a layer; tensors are on the GPU. Raises DeviceError where experts cannot be had."""
         self.timers.span(self.here)
         if not bool(self.others[layer].any()):
+            self.net.settle()  # what an error left under way is no part of this layer
             ids = self.buffers.ids_down(layer, ids_TK)
             self.timers.span(D2H)
             return Job([self._in_vram(layer, x_TD, ids_TK, weights_TK)], Chosen(layer, ids, weights_TK=weights_TK))

@@ -28,9 +28,9 @@ def share(rows: int, vocab: int) -> float:
     if rows >= vocab:
         return 1.0
     below = max(size for size in SHARES if size <= rows)
-    above = min((size for size in SHARES if size > rows), default=vocab)
+    above = min((size for size in SHARES if rows < size < vocab), default=vocab)
     at = math.log2(rows / below) / math.log2(above / below)
-    return SHARES[below] + at * (SHARES.get(above, 1.0) - SHARES[below])
+    return SHARES[below] + at * ((1.0 if above == vocab else SHARES[above]) - SHARES[below])
 
 
 def last_rows(vocab: int) -> int:

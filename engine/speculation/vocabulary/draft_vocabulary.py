@@ -2,7 +2,8 @@
 
     seconds of a guess = what it takes besides the head, and rows of the head * seconds of a row
 
-Both are measured with every draft; before the first they are what the bandwidth model says.
+Both are measured with drafts; before the first, those of the model's own layer are what the bandwidth model says, and
+those of a second model are not known.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ const Kernels* bf16_table() {
 // The table for AVX-512, with products of bf16 where the CPU has them.
 const Kernels* avx512_table() {
 #if defined(HEADRACE_BF16)
-  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) return bf16_table();
+  if (has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi")) return bf16_table();
 #endif
   return &kernels_avx512;
 }

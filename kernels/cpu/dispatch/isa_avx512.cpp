@@ -2,7 +2,7 @@
 // tiles_vnni.h.
 #include "isa/ints_avx512.h"
 
-#include "cores/tiles_vnni.h"
+#include "cores/lanes/tiles_vnni.h"
 #include "dispatch/fill_table.h"
 
 namespace headrace {

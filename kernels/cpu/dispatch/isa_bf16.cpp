@@ -3,7 +3,7 @@
 #include "isa/ints_avx512.h"
 
 #include "cores/dot.h"
-#include "cores/tiles_dpbf16.h"
+#include "cores/lanes/tiles_dpbf16.h"
 
 namespace headrace {
 namespace {

@@ -8,10 +8,7 @@
 
 A program's second coordinate is a pair. The first pair of an expert does the work for all tokens that chose it, the
 others end at once: which tokens these are it sees from the ids, a few hundred numbers, so nothing is sorted before. A
-choice of expert -1 is another bank's: nobody computes it, nor is it added.
-A token's experts differ from each other; a second pair with the same one would not be computed. Every router gives
-different ones, whatever its logits are (tests/kernels/routers), tables from experts to numbers keep
-them apart, and models whose experts a table of tokens chooses, which could name one twice, do not run on a GPU.
+token's experts differ from each other. A choice of expert -1 is another bank's: nobody computes it, nor is it added.
 Where choices are numbered as in the model, a table has their numbers in the bank.
 Biases, where a bank has them, are added to all three products.
 """

@@ -17,6 +17,7 @@ from headrace.engine.bandwidth_model.network import balance
 from headrace.engine.ledger.passes import CPU_DRAM, D2H, GPU_HBM, H2D, NET
 from headrace.engine.placement.placement import Tier
 from headrace.engine.terminal import generate_report
+from headrace.errors import DeviceError
 
 Checkpoints = Callable[[str], Path]
 BESIDE = {"device": "simulated", "max_context": 128}
@@ -52,6 +53,28 @@ def test_a_file_says_what_is_in_vram(default: str, tmp_path: Path) -> None:
             assert Tier.GPU0 in tiers
             assert Tier.NET in tiers
             assert (Tier.CPU in tiers) == (default == "cpu")
+    finally:
+        hosts.close()
+
+
+def test_nothing_of_a_layer_that_failed_is_taken_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first layer asks no host, so that what an error left under way would be taken for its answer."""
+    path = placed(tmp_path / "hosts.json", {"layers": "0", "tier": "gpu0"}, default="host1")
+    hosts = ThreadHosts("demo", 1)
+    try:
+        with coordinator(hosts, placement=str(path), **BESIDE) as llm:
+            wanted, net = llm.logits(PROMPT), llm.parts.net_experts
+            assert net is not None
+
+            def lost(job: Any) -> None:
+                raise DeviceError("lost")
+
+            with monkeypatch.context() as once:
+                once.setattr(net, "collect", lost)
+                with pytest.raises(DeviceError):
+                    llm.logits(PROMPT)
+            assert net.is_asked
+            assert torch.equal(llm.logits(PROMPT), wanted)
     finally:
         hosts.close()
 

@@ -200,7 +200,7 @@ void value_step(const AttendRun& run, const KeyStep& step, const Seen& seen, Ask
     for (; first + 8 <= vectors; first += 8)
       value_tile<Row, 1, 8, 0>(run.scores(0), step.v, seen.from[0], seen.to[0], first, run.acc(0), run.item.v.dp, ahead);
   while (first < vectors) {
-    const int left = vectors - first, u = left >= WIDE ? WIDE : left == 4 || left < 3 ? least(left, 2) : 3;
+    const int left = vectors - first, u = left == 4 && WIDE == 3 ? 2 : least(left, WIDE);  // 2 + 2, not 3 + 1
     (u > 3    ? value_columns<Row, WIDE>
      : u == 3 ? value_columns<Row, 3>
      : u == 2 ? value_columns<Row, 2>

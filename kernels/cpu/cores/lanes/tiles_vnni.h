@@ -13,7 +13,7 @@
 
 #include <type_traits>
 
-#include "cores/tiles_vnni_tokens.h"
+#include "cores/lanes/tiles_vnni_tokens.h"
 
 namespace headrace {
 namespace {
@@ -28,6 +28,8 @@ struct PanelOf {
   static constexpr bool MIN = MIN_, NIBBLES = NIBBLES_, POWERS = POWERS_;
   static constexpr int LINES = NIBBLES ? WORDS / 2 : WORDS;  // of a block and a run
   static constexpr size_t CODES_BYTES = size_t(LINES) * RUNS * 64;
+  static_assert(PARTS == 1 || !(NIBBLES || POWERS), "their sums go into one");
+  static_assert(!(MIN && POWERS), "minimums are no powers");
 };
 template <class F, bool POWERS = false, class C = typename F::Codes>
 using PanelFor = PanelOf<C::OFFSET, F::PARTS, F::Scales::MIN, std::is_same<C, Planes<0, 4, C::OFFSET>>::value, POWERS>;

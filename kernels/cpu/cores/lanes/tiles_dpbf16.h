@@ -24,7 +24,7 @@
 //   0.28 without. With 16 tokens and more that is worse: 0.50 / 0.68 / 0.79 / 0.88.
 #pragma once
 
-#include "cores/eights.h"
+#include "cores/lanes/eights.h"
 #include "formats/exact.h"
 #include "formats/fp8.h"
 #include "formats/tile_formats_bf16.h"

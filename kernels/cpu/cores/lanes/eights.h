@@ -5,7 +5,7 @@
 // each token side by side, each broadcast to all rows. No sum is ever turned, and none goes from lane to lane.
 #pragma once
 
-#include "cores/panels.h"
+#include "cores/lanes/panels.h"
 
 namespace headrace {
 namespace {

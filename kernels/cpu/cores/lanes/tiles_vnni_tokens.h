@@ -2,7 +2,7 @@
 // has them, eight tokens side by side.
 #pragma once
 
-#include "cores/eights.h"
+#include "cores/lanes/eights.h"
 
 namespace headrace {
 namespace {
