@@ -35,6 +35,7 @@ from headrace import cli
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.measure import tile_thresholds, weight_prefetch
+from headrace.engine.terminal import generate_command  # noqa: F401  (its console finds this terminal, no test's own)
 from headrace.kernels.context import ISA, THREADS, Context
 from headrace.kernels.formats import BLOCK
 from headrace.kernels.isa import kernels_digest
