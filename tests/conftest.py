@@ -35,7 +35,6 @@ from headrace import cli
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.measure import tile_thresholds, weight_prefetch
-from headrace.engine.terminal import generate_command  # noqa: F401  (its console finds this terminal, no test's own)
 from headrace.kernels.context import ISA, THREADS, Context
 from headrace.kernels.formats import BLOCK
 from headrace.kernels.isa import kernels_digest
@@ -57,6 +56,7 @@ def pytest_collection(session: pytest.Session) -> None:
         writer = session.config.get_terminal_writer()
         writer.fullwidth = writer.fullwidth  # of the real terminal
     terminal.settle(os.environ)
+    from headrace.engine.terminal import generate_command  # noqa: F401  (its console finds this terminal, no test's own)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
