@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from ...errors import OptionError
+from ...kernels.context import THREADS
 from ..bandwidth_model.hardware import Hardware
 from ..bandwidth_model.split_decode import Curves, beside, best_fetch
 from ..policies import registry
@@ -42,11 +44,12 @@ class Replays:
     events: Events = field(default_factory=lambda: NO_EVENTS)
 
     def rows(self, policies: Sequence[str], budgets: Sequence[int]) -> Iterator[Replayed]:
-        """Each policy with each budget, in bytes. Raises OptionError for a policy that cannot be made, PolicyError
-        where one answers what cannot be done."""
-        for budget in budgets:
-            for name in policies:
-                yield self.row(name, budget)
+        """Each policy with each budget, in bytes, as many at a time as there are cores: C++ lets other threads run, and
+        each has a policy of its own. Raises OptionError for a policy that cannot be made, PolicyError where one answers
+        what cannot be done."""
+        asked = [(name, budget) for budget in budgets for name in policies]
+        with ThreadPoolExecutor(THREADS) as pool:
+            yield from pool.map(lambda one: self.row(*one), asked)
 
     def row(self, policy: str, budget: int) -> Replayed:
         """One of them."""
