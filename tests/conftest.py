@@ -132,6 +132,11 @@ def oracle(built: Built) -> Callable[[str], PreTrainedModel]:
     return built.model
 
 
+def contexts() -> Iterator[Context]:
+    """Those that tests load models with."""
+    return (Context(threads=n, activations=a) for n in {1, 2, THREADS} for a in ("int8", "bf16"))
+
+
 def rounding_alike(context: Context, built_in: dict[str, int]) -> dict[str, int]:
     """Thresholds from which on tiles round what dot products round, and no tiles of formats where they do not. Tests
     hold models in one place against models in another, whose passes have other numbers of tokens: what tiles do to
@@ -143,7 +148,7 @@ def rounding_alike(context: Context, built_in: dict[str, int]) -> dict[str, int]
 @pytest.fixture
 def built_in_tiles(cache_home: Path) -> None:
     """Tiles as the CPU's table has them, of all formats."""
-    for context in (Context(threads=n, activations=a) for n in {1, 2, THREADS} for a in ("int8", "bf16")):
+    for context in contexts():
         if built_in := dataclasses.replace(context, tiles_from={}).tile_tokens:
             tile_thresholds.save(context, built_in)
 
@@ -154,7 +159,7 @@ def first_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("measured")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(path))
-        for context in (Context(threads=n, activations=a) for n in {1, 2, THREADS} for a in ("int8", "bf16")):
+        for context in contexts():
             weight_prefetch.save(context, context.prefetch)
             if built_in := context.tile_tokens:
                 tile_thresholds.save(context, rounding_alike(context, built_in))

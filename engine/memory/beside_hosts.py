@@ -6,14 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...errors import OptionError
-from ...kernels.scratch import GPU_EXPERT_BYTES
 from ...loaders.weights.by_expert.stored import StoredExperts
 from ..experts.disk import rows, staging
 from ..placement import placement as placing
 from ..placement import placement_file
 from ..placement.placement import Placement, Tier
 from ..placement.tier_memory import of_free, of_needs, together
-from . import kv_budget, mtp_rows, required
+from . import required
 from .kv_budget import KVBudget
 
 if TYPE_CHECKING:
@@ -47,12 +46,10 @@ def _on_hosts(plan: Planning) -> MemoryPlan:
 
 def _beside_a_gpu(plan: Planning) -> MemoryPlan:
     """The same with a GPU that has all else, and some of the experts; RAM has room for some, too."""
-    spec, config = plan.spec, plan.config
+    spec = plan.spec
     stored, gpu = StoredExperts(plan.checkpoint), plan.devices[Tier.GPU0]
     layouts = stored.layouts
-    work = kv_budget.work_bytes(spec, config.prefill_chunk, config.max_sequences, GPU_EXPERT_BYTES)
-    plan.work = plan.states + work + kv_budget.unpacked_bytes(spec, layouts, config.prefill_chunk)
-    plan.work += mtp_rows.nbytes(spec, config.max_sequences)
+    plan.work = plan.gpu_work(layouts)
     plan.rows = 2 * rows.nbytes(plan.tokens, spec.moe.top_k, spec.hidden)
     plan.rows += 0 if stored.is_straight else staging.nbytes(layouts, False)
     found = plan.fit(*_in_vram(plan))

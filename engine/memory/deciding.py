@@ -6,12 +6,12 @@ taken the reserve off. Everything is decided and checked here, before memory is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ...errors import OptionError
 from ...kernels.cpu.mailbox import mailbox_bytes
-from ...kernels.formats import KVFormat
+from ...kernels.formats import ExpertLayout, KVFormat
 from ...kernels.scratch import GPU_EXPERT_BYTES
 from ...loaders.quants.by_format import ByFormat
 from ...loaders.spec import ModelSpec
@@ -150,11 +150,9 @@ class Planning:
     def beside_a_gpu(self, profile: Profile | None, graphs: bool) -> MemoryPlan:
         """What copies and graphs need is added up, then experts are placed."""
         config, spec = self.config, self.spec
-        work = kv_budget.work_bytes(spec, config.prefill_chunk, config.max_sequences, GPU_EXPERT_BYTES)
         layouts = [self.checkpoint.formats.layout(spec, i) for i, is_moe in enumerate(spec.is_moe) if is_moe]
-        work += kv_budget.unpacked_bytes(spec, layouts, config.prefill_chunk)
         sizes_B = sizes_up_to(config.max_sequences) if graphs else []
-        self.work = self.states + work + mtp_rows.nbytes(spec, config.max_sequences, sizes_B)
+        self.work = self.gpu_work(layouts, sizes_B)
         self.offload = offload_plan.plan(config, spec, layouts, self.devices, profile)
         self.buffers = self.offload.buffer_bytes(self.tokens)
         self.spare_pages = int(graphs)
@@ -164,6 +162,14 @@ class Planning:
         if config.policy is not None:
             return self._cached()
         return self._auto() if config.asked_placement.kind == "auto" else self._asked()
+
+    def gpu_work(self, layouts: Sequence[ExpertLayout], sizes_B: Sequence[int] = ()) -> int:
+        """Bytes of states and of the buffers of a pass on a GPU. layouts: of layers with experts; sizes_B: of captured
+        batches."""
+        config, spec = self.config, self.spec
+        work = kv_budget.work_bytes(spec, config.prefill_chunk, config.max_sequences, GPU_EXPERT_BYTES)
+        work += kv_budget.unpacked_bytes(spec, layouts, config.prefill_chunk)
+        return self.states + work + mtp_rows.nbytes(spec, config.max_sequences, sizes_B)
 
     def _asked(self) -> MemoryPlan:
         """The placement that was asked for."""

@@ -91,30 +91,29 @@ class Speculation:
     def _choose(self, offers: list[Offer], able: list[Sequence], sequences: int, room: int) -> list[int]:
         """Tokens to draft of each offer. Where guesses can be made in several ways, by that with most tokens a second:
         fewer tokens to choose among take less, and are right less often."""
-        costly = self._costly_one()
+        costly, passes = self._costly_one(), self._passes(able, sequences)
         if costly is None or all(one.draft is not None for one in offers):
-            return self._asked(offers, FREE, able, sequences, room)[0]
+            return self._asked(offers, FREE, passes, sequences, room)[0]
         *fewer, whole = costly.vocabulary.ways()
         ways = [whole]
-        if fewer and self._passes(able, sequences).seconds(0) is not None:
-            lengths, _ = self._asked(offers, FREE, able, sequences, room)
+        if fewer and passes.seconds(0) is not None:
+            lengths, _ = self._asked(offers, FREE, passes, sequences, room)
             if not any(lengths):
                 return lengths  # not even if guesses cost nothing
             ways += fewer
-        found = [(way, *self._asked(offers, way, able, sequences, room)) for way in ways]
+        found = [(way, *self._asked(offers, way, passes, sequences, room)) for way in ways]
         way, lengths, _ = max(found, key=lambda one: one[2] or 0.0)
         costly.vocabulary.use(way.rows)
         return lengths
 
     def _asked(
-        self, offers: list[Offer], way: Way, able: list[Sequence], sequences: int, room: int
+        self, offers: list[Offer], way: Way, passes: Passes, sequences: int, room: int
     ) -> tuple[list[int], float | None]:
         """The best lengths of drafts that are made in a way, and tokens a second with these; None: not known."""
-        passes = self._passes(able, sequences)
         is_known = passes.seconds(0) is not None  # else a guess of one kind is as good as another
         rates = [one.rate_of(way) if one.draft is None and is_known else one.rate for one in offers]
         costs = [way.token_s if one.draft is None else 0.0 for one in offers]
-        lengths = self._lengths(rates, [one.longest for one in offers], able, sequences, room, costs)
+        lengths = self._lengths(rates, [one.longest for one in offers], passes, sequences, room, costs)
         return lengths, tokens_a_second(rates, lengths, passes, sequences - len(rates), costs)
 
     def _passes(self, able: list[Sequence], sequences: int) -> Passes:
@@ -183,13 +182,13 @@ class Speculation:
         self,
         rates: list[float],
         longest: list[int],
-        able: list[Sequence],
+        passes: Passes,
         sequences: int,
         room: int,
         costs: list[float],
     ) -> list[int]:
         """Tokens to draft of each offer. costs: seconds of each of its tokens."""
-        return best_lengths(rates, longest, self._passes(able, sequences), room, sequences - len(rates), costs)
+        return best_lengths(rates, longest, passes, room, sequences - len(rates), costs)
 
     def _look_back(self, sequence: Sequence) -> None:
         """What became of the last guesses, as far as tokens have come since. One that was verified is judged by the

@@ -43,7 +43,7 @@ def speculate(llm: LLM, drafter: Script, length: int = 5) -> None:
     limit = None if states is None else most_states(states)
 
     class Always(Speculation):
-        def _lengths(self, rates, longest, able, sequences, room, costs):  # type: ignore[no-untyped-def]
+        def _lengths(self, rates, longest, passes, sequences, room, costs):  # type: ignore[no-untyped-def]
             found = []
             for most in longest:
                 found.append(min(most, length, room))
