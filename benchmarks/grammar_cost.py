@@ -85,7 +85,7 @@ def main() -> None:
 def opened(args: argparse.Namespace) -> Iterator[LLM]:
     """MODEL, or one of another shape with its tokenizer."""
     if args.shape is None:
-        with LLM(args.model, no_measure=True) as llm:
+        with LLM(args.model, no_measure=True, speculate="off") as llm:
             yield llm
         return
     with tempfile.TemporaryDirectory() as place:
@@ -94,7 +94,9 @@ def opened(args: argparse.Namespace) -> Iterator[LLM]:
             (Path(place) / name).write_bytes((given / name).read_bytes())
         (Path(place) / "config.json").write_text(json.dumps(catalogue.find(args.shape).config))
         formats = {"expert_format": "q4_0", "dense_format": "q8_0"}
-        with LLM(RandomWeights(place, args.layers), no_measure=True, max_context=1024, **formats) as llm:
+        with LLM(
+            RandomWeights(place, args.layers), no_measure=True, max_context=1024, speculate="off", **formats
+        ) as llm:
             yield llm
 
 
