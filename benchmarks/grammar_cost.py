@@ -8,8 +8,9 @@ python benchmarks/grammar_cost.py [MODEL] [--shape NAME [--layers 12]] [--new 64
 
 MODEL is what `headrace generate` takes, and has a tokenizer. The bar is 1 % of a step of a model that lies in memory;
 the demo's steps take a third of a millisecond, and say nothing about it. --shape: a model of the catalogue with random
-weights (experts q4_0, the rest q8_0) and MODEL's tokenizer; ids behind those of the tokenizer are no text, so that
-each step of `awake` and `schema` masks all logits. Nothing else may compute meanwhile.
+weights (experts q4_0, the rest q8_0) and MODEL's tokenizer, which may be a GGUF file without weights; ids behind those
+of the tokenizer are no text, so that with the demo's each step of `awake` and `schema` masks all logits. Nothing
+else may compute meanwhile.
 """
 
 from __future__ import annotations
@@ -36,8 +37,10 @@ from headrace.engine.generation.grammars.tool_calls import held
 from headrace.engine.generation.own_answers import PromptIds
 from headrace.kernels.context import Context
 from headrace.loaders.architecture import catalogue
+from headrace.loaders.files import gguf_set
 from headrace.loaders.hub.local import DEMO, DEMO_DIRECTORY
 from headrace.loaders.tokens.dialects.families import HERMES
+from headrace.loaders.tokens.gguf.parts import parts_of
 
 PROMPT = "The wheel turns as fast as the water arrives. "
 TOOLS = [
@@ -89,15 +92,24 @@ def opened(args: argparse.Namespace) -> Iterator[LLM]:
             yield llm
         return
     with tempfile.TemporaryDirectory() as place:
-        given = DEMO_DIRECTORY if args.model == DEMO else Path(args.model)
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            (Path(place) / name).write_bytes((given / name).read_bytes())
+        write_tokenizer(DEMO_DIRECTORY if args.model == DEMO else Path(args.model), Path(place))
         (Path(place) / "config.json").write_text(json.dumps(catalogue.find(args.shape).config))
         formats = {"expert_format": "q4_0", "dense_format": "q8_0"}
         with LLM(
             RandomWeights(place, args.layers), no_measure=True, max_context=1024, speculate="off", **formats
         ) as llm:
             yield llm
+
+
+def write_tokenizer(given: Path, place: Path) -> None:
+    """The tokenizer of a model's directory, or of a GGUF file that may hold nothing but a vocabulary."""
+    if given.is_file():
+        parts = parts_of(gguf_set.of_path(given).metadata, str(given))
+        parts.core.save(str(place / "tokenizer.json"))
+        (place / "tokenizer_config.json").write_text(json.dumps(dict(parts.settings)))
+        return
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (place / name).write_bytes((given / name).read_bytes())
 
 
 def measure(llm: LLM, new: int, rounds: int) -> dict[str, Any]:
