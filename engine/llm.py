@@ -27,7 +27,7 @@ from .core.build import Check, build
 from .core.expected_time import ExpectedPasses
 from .core.kv_on_disk import check_folder
 from .core.loop import Loop, Sampler
-from .core.weight_source import CheckpointFiles, WeightSource, name_of
+from .core.weight_source import CheckpointFiles, OpenedOnce, WeightSource, name_of
 from .experts.counts import Counted
 from .generation.admission import Params, Prompt, Prompts, as_params, as_prompts
 from .generation.chat import ChatCompletion, ChatStream
@@ -143,13 +143,14 @@ class LLM:
         name, config = self.config.speculate, self.config
         if name in ("auto", "off", "lookup", "mtp") or config.trace is not None:
             return None
-        found = EngineConfig(speculate="off", device="cpu", offline=config.offline, cache_dir=config.cache_dir)
-        trained = CheckpointFiles(name).open(found, {}, True).spec.context  # longer texts get no drafts
-        return LLM(
-            name, speculate="off", device="cpu", kernels=config.kernels, threads=config.threads, no_measure=True,
-            max_context=min(config.max_context or DRAFT_CONTEXT, trained), max_sequences=config.max_sequences,
-            offline=config.offline, cache_dir=config.cache_dir,
-        )  # fmt: skip
+        options: dict[str, Any] = {
+            "speculate": "off", "device": "cpu", "kernels": config.kernels, "threads": config.threads,
+            "no_measure": True, "max_sequences": config.max_sequences, "offline": config.offline,
+            "cache_dir": config.cache_dir,
+        }  # fmt: skip
+        source = OpenedOnce(name)
+        trained = source.open(EngineConfig(**options), {}, True).spec.context  # longer texts get no drafts
+        return LLM(source, max_context=min(config.max_context or DRAFT_CONTEXT, trained), **options)
 
     def _drafter(self) -> Drafter | CostlyDrafter:
         """What was asked for; raises OptionError for a second model that cannot draft for this one."""

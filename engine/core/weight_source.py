@@ -86,6 +86,21 @@ class CheckpointFiles:
         )  # fmt: skip
 
 
+class OpenedOnce(CheckpointFiles):
+    """Files of a checkpoint whose headers are read once: whoever opens them again, with the same options, gets what was
+    found."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(model)
+        self.found: Checkpoint | None = None
+
+    def open(self, config: EngineConfig, devices: Mapping[Tier, Device], show_progress: bool) -> Checkpoint:
+        """As of a checkpoint's files; `devices` are those of the first time."""
+        if self.found is None:
+            self.found = super().open(config, devices, show_progress)
+        return self.found
+
+
 def load_options(config: EngineConfig) -> LoadOptions:
     return LoadOptions(
         expert_format=config.expert_format,

@@ -86,6 +86,16 @@ def computed_again(rate: float, length: int, pending: int = 0) -> float:
     return sum(rate**a * (1 - rate) * (1 + pending + a) for a in range(length))
 
 
+def again_s(tokens: float, seconds: Callable[[int], float | None]) -> float:
+    """What tokens that are computed again add to a pass, so many on average: between the whole numbers around. seconds:
+    of a pass with so many tokens more; nothing is added where one of these is not known."""
+    whole = int(tokens)
+    plain, below, above = seconds(0), seconds(whole), seconds(whole + 1)
+    if plain is None or below is None or above is None:
+        return 0.0
+    return max(0.0, below + (tokens - whole) * (above - below) - plain)
+
+
 def gains(
     seconds: Sequence[float], ways: Sequence[Guessing] = (Guessing(),), put_back: bool = False
 ) -> tuple[Drafted, ...]:
@@ -93,19 +103,13 @@ def gains(
     seconds: of a pass with 0, 1, 2, ... tokens drafted behind each sequence's own. put_back: the model has recurrent
     states, so that tokens before a refused one are computed again."""
 
-    def again_s(rate: float, length: int) -> float:
-        if not put_back:
-            return 0.0
-        tokens = computed_again(rate, length)
-        whole = min(int(tokens), len(seconds) - 2)
-        return seconds[whole] + (tokens - whole) * (seconds[whole + 1] - seconds[whole]) - seconds[0]
+    def pass_s(rate: float, length: int, way: Guessing) -> float:
+        again = computed_again(rate, length) if put_back else 0.0  # fewer than half of the longest draft
+        return seconds[length] + length * way.token_s + again_s(again, seconds.__getitem__)
 
     def of(accepted: float, way: Guessing) -> Drafted:
         rate = accepted * way.share
-        speeds = [
-            sum(rate**j for j in range(d + 1)) / (took + d * way.token_s + again_s(rate, d))
-            for d, took in enumerate(seconds)
-        ]
+        speeds = [sum(rate**j for j in range(d + 1)) / pass_s(rate, d, way) for d in range(len(seconds))]
         length = max(range(len(speeds)), key=lambda d: speeds[d])
         return Drafted(accepted=accepted, length=length, gain=speeds[length] / speeds[0], rows=way.rows)
 

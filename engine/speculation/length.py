@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..planning.speed import computed_again
+from ..planning.speed import again_s, computed_again
 
 GAIN = 1.03  # least gain in tokens a second that is worth a draft: what is expected is not sure
 EVEN = 0.5  # where nothing is known of seconds: how likely a token must be
@@ -32,12 +32,7 @@ class Passes:
         if not self.put_back:
             return 0.0
         pending = self.pending or [0] * len(rates)
-        tokens = sum(map(computed_again, rates, lengths, pending))
-        whole = int(tokens)
-        plain, below, above = self.seconds(0), self.seconds(whole), self.seconds(whole + 1)
-        if plain is None or below is None or above is None:
-            return 0.0
-        return max(0.0, below + (tokens - whole) * (above - below) - plain)
+        return again_s(sum(map(computed_again, rates, lengths, pending)), self.seconds)
 
 
 def best_lengths(

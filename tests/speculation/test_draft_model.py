@@ -11,7 +11,10 @@ import pytest
 import tiny
 
 from headrace import LLM, OptionError, SamplingParams
+from headrace.engine.core import weight_source
 from headrace.engine.speculation.draft_model import DraftModel
+from headrace.loaders.weights.checkpoint import Checkpoint, open_directory
+from headrace.loaders.weights.chosen_formats import LoadOptions
 
 Checkpoints = Callable[[str], Path]
 OPTIONS: dict[str, Any] = {"dtype": "float32", "max_context": 160, "max_sequences": 3, "no_measure": True}
@@ -69,6 +72,21 @@ def test_a_text_longer_than_its_context_gets_no_draft(plain: list[list[list[int]
             assert llm.generate([PROMPTS[0]], HOW[0])[0].token_ids == plain[0][0]
     assert any(one.drafted for one in passes)
     assert not any(one.drafted for one in passes if one.context > 72)
+
+
+def test_it_is_opened_once(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Path] = []
+
+    def counted(directory: Path, options: LoadOptions) -> Checkpoint:
+        opened.append(directory)
+        return open_directory(directory, options)
+
+    monkeypatch.setattr(weight_source, "open_directory", counted)
+    model, draft = checkpoints("qwen3_moe"), checkpoints("mixtral")
+    with LLM(str(model), **OPTIONS, speculate=str(draft)) as llm:
+        assert opened == [draft, model]
+        assert llm.draft_model is not None
+        assert llm.draft_model.name == draft.name
 
 
 def test_a_model_of_a_shorter_context_drafts(
