@@ -8,8 +8,8 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Guesses:
-    """Sums over passes that said a token. rows: of the head, which these tokens were chosen among; nbytes: read, 0
-    beside a GPU, where it is not counted."""
+    """Sums over passes that said a token. rows: of the head, which these tokens were chosen among; nbytes: read
+    from memory, whichever it was."""
 
     passes: int = 0
     rows: int = 0

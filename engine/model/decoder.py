@@ -155,10 +155,11 @@ class Decoder:
         return Output(logits, read, works, chosen=lambda: chosen, hidden=hidden)
 
     def through(self, x_TD: Tensor, inputs: Inputs) -> Output:
-        """All layers and the head, of what goes into the first layer; all on the device. Tells no bytes."""
-        x_TD, update_TD, _ = self.layers(x_TD, inputs, self.experts)
+        """All layers and the head, of what goes into the first layer; all on the device. Of bytes it tells those of
+        experts alone."""
+        x_TD, update_TD, chosen = self.layers(x_TD, inputs, self.experts)
         logits, hidden = self._ends(x_TD, update_TD, inputs)
-        return Output(logits, {}, hidden=hidden)
+        return Output(logits, {}, lambda: [self.experts.work(one) for one in chosen], hidden=hidden)
 
     def enter(self, inputs: Inputs) -> tuple[Inputs, Bytes]:
         """What a pass does before its device has a part: looks up embedding rows that lie elsewhere. Besides, what the

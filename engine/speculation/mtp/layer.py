@@ -63,9 +63,11 @@ class MtpLayer:
         if self.main.is_host:
             x_TD = joined(self, self.main.ops, way.embed(table, inputs, scale), hidden_TD)
             return self.decoder.forward(replace(inputs, x_TD=x_TD))
-        inputs = way.take(way.look_up(table, inputs, scale))
+        inputs = way.look_up(table, inputs, scale)
+        read = way.bytes_of(inputs, self.decoder.sizes, self.decoder.cache.sizes)
+        inputs = way.take(inputs)
         x_TD = joined(self, self.main.ops, way.embed(table, inputs, scale), hidden_TD)
-        return self.decoder.through(x_TD, inputs)
+        return self.decoder.through(x_TD, inputs)._replace(read=read)
 
 
 def joined(layer: MtpLayer, ops: Ops, embedded_TD: Tensor, hidden_TD: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ....kernels import Ops
+from ...ledger.passes import MEMORIES
 from ...model.decoder import Decoder, Head, Output
 
 
@@ -56,6 +57,6 @@ def put(decoder: Decoder, last: int) -> DraftHead:
 
 
 def read_of(out: Output, head: int) -> int:
-    """Bytes of a pass, of which so many are the head's; 0 where the rest is not told."""
-    rest = sum(size for groups in out.read.values() for size in groups.values())
-    return rest + head if rest else 0
+    """Bytes that a pass read from memory, of which so many are the head's; the device is done with it."""
+    each = [out.read, *(work.bytes for work in out.layers())]
+    return head + sum(sum(read[name].values()) for read in each for name in MEMORIES if name in read)

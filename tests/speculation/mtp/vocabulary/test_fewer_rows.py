@@ -14,10 +14,12 @@ from mtp_runs import OPTIONS, always, opened, prompt
 from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.bandwidth_model.machine_file import parse
 from headrace.engine.ledger.guesses import Guesses
+from headrace.engine.ledger.passes import CPU_DRAM, GPU_HBM
 from headrace.engine.planning.options import Options
 from headrace.engine.planning.own_layer import draft_rows
 from headrace.engine.planning.plan import make
 from headrace.engine.speculation.mtp.drafter import MtpDrafter
+from headrace.engine.speculation.vocabulary import expected
 from headrace.engine.terminal.generate_report import byte_table, run_json
 from headrace.loaders import model_source
 
@@ -84,10 +86,23 @@ def test_a_guess_is_the_best_of_the_tokens_it_may_be(with_mtp: With, twin: Twins
         assert logits[token] >= logits[able].max() - 2e-3
 
 
-def test_bytes_of_a_guess_are_those_of_the_plan(with_mtp: With) -> None:
-    """To the byte, at every context, of guesses of one token; the first of a draft takes in more."""
-    path, found = with_mtp("qwen3_moe"), dict[int, Guesses]()
-    with opened(path, draft_vocabulary=FIRST, kv_format="bf16") as llm:
+RAM, GPU = "ddr5-6000-2ch, 64gb, 16cores", "rtx-3090, ddr5-6000-2ch, 64gb, 16cores"
+PLACES: list[tuple[dict[str, Any], str, str]] = [
+    ({}, RAM, "auto"),
+    ({"device": "simulated", "cpu_moe": True, "handoff": "eager"}, GPU, "cpu-moe"),
+    ({"device": "simulated", "placement": "gpu", "handoff": "eager"}, GPU, "gpu"),
+]
+
+
+@pytest.mark.parametrize("variant", ["qwen3_moe", "deepseek_v3"])
+@pytest.mark.parametrize(("where", "machine", "placement"), PLACES, ids=["RAM", "experts in RAM", "GPU"])
+def test_bytes_of_a_guess_are_those_of_the_plan(
+    variant: str, where: dict[str, Any], machine: str, placement: str, with_mtp: With
+) -> None:
+    """To the byte, at every context, of guesses of one token; the first of a draft takes in more. Beside a GPU too,
+    where the layer lies with attention."""
+    path, found = with_mtp(variant), dict[int, Guesses]()
+    with opened(path, draft_vocabulary=FIRST, kv_format="bf16", **where) as llm:
         drafter = always(llm, 4)
         one_pass = drafter._pass
 
@@ -111,15 +126,36 @@ def test_bytes_of_a_guess_are_those_of_the_plan(with_mtp: With) -> None:
         assert rows["guessed among"] == f"{FIRST} tokens"
         assert rows["bytes a guess"] != "-"
     assert len(found) > 20
-    for context, guess in found.items():
-        options = Options(speculate="mtp", context=context, prompt=8, draft_vocabulary=FIRST, quant="f32")
-        plan = make(model_source.find(str(path)), parse("ddr5-6000-2ch, 64gb, 16cores"), options)
+
+    def planned(context: int, vocabulary: int | str) -> int:
+        options = Options(speculate="mtp", context=context, prompt=8, draft_vocabulary=vocabulary, quant="f32",
+                          placement=placement)  # fmt: skip
+        plan = make(model_source.find(str(path)), parse(machine), options)
         assert plan.own_drafts is not None
-        assert guess == Guesses(1, FIRST, plan.own_drafts.guess_bytes)
-    all_rows = Options(speculate="mtp", context=context, prompt=8, draft_vocabulary="all", quant="f32")
-    whole = make(model_source.find(str(path)), parse("ddr5-6000-2ch, 64gb, 16cores"), all_rows)
-    assert whole.own_drafts is not None
-    assert whole.own_drafts.guess_bytes - guess.nbytes == 4 * llm.spec.hidden * (VOCAB - FIRST - LAST)
+        return plan.own_drafts.guess_bytes
+
+    for context, guess in found.items():
+        assert guess == Guesses(1, FIRST, planned(context, FIRST))
+    assert planned(context, "all") - guess.nbytes == 4 * llm.spec.hidden * (VOCAB - FIRST - LAST)
+
+
+def test_seconds_before_a_guess_was_made_are_those_of_the_memory_that_holds_the_layer(with_mtp: With) -> None:
+    """Beside a GPU too: as a plan says them, whose passes have keys to read and a cost of their own besides."""
+    for machine, placement, memory in ((RAM, "auto", CPU_DRAM), (GPU, "cpu-moe", GPU_HBM)):
+        hardware = parse(machine)
+        with opened(with_mtp("qwen3_moe")) as llm:
+            own, head, spec = llm.parts.weights.mtp, llm.parts.weights.head, llm.spec
+            assert own is not None
+            rest_s, row_s = expected.seconds(own, head, spec.moe.top_k, hardware, memory)
+        token_s = {}
+        for rows in (FIRST, "all"):
+            options = Options(speculate="mtp", context=1, prompt=1, draft_vocabulary=rows, quant="f32",
+                              placement=placement)  # fmt: skip
+            plan = make(model_source.find(str(with_mtp("qwen3_moe"))), hardware, options)
+            assert plan.own_drafts is not None
+            token_s[rows] = plan.own_drafts.token_s - hardware.fixed.mid
+        assert row_s * (VOCAB - FIRST - LAST) == pytest.approx(token_s["all"] - token_s[FIRST], rel=0.01)
+        assert rest_s + row_s * VOCAB == pytest.approx(token_s["all"], rel=0.05)
 
 
 def test_what_is_no_number_of_tokens_is_refused(with_mtp: With) -> None:
