@@ -21,6 +21,7 @@ from ..loaders.spec import ModelSpec
 from ..loaders.tokens.conversation import Message
 from ..loaders.tokens.tokenizer import Tokenizer
 from ..loaders.weights.checkpoint import Progress
+from . import drafts_asked
 from .bandwidth_model.reconcile import Reconciliation
 from .config import EngineConfig, SamplingParams
 from .core.build import Check, build
@@ -37,6 +38,7 @@ from .generation.sampler import sample
 from .generation.schedule.chunk_limit import ChunkLimit
 from .generation.schedule.fair_share import DECODE_SHARE, FairShare
 from .ledger.ledger import Ledger
+from .measure import memory_now
 from .model.decoder import Decoder
 from .speculation.draft_model import DraftModel
 from .speculation.drafter import CostlyDrafter, Drafter
@@ -94,8 +96,9 @@ class LLM:
         way, formats = parts.signal_choice, parts.checkpoint.formats
         handoff_s = way.us * 1e-6 if parts.graphed is not None and way is not None and way.us is not None else None
         self.predictions = Reconciliation(
-            self.ledger, parts.spec, formats, parts.kv_format, parts.weights, parts.devices, parts.kernels, handoff_s
-        )
+            self.ledger, parts.spec, formats, parts.kv_format, parts.weights, parts.devices, parts.kernels, handoff_s,
+            self._read_now,
+        )  # fmt: skip
         self.predictions.disk_bytes_s, self.predictions.network = parts.disk_bytes_s, parts.network
         self.predictions.start(parts.profile)
         self.recorder = None if self.config.trace is None else self._recorder(self.config.trace)
@@ -104,6 +107,13 @@ class LLM:
             self.loop.speculate(speculation)
         self.admission = parts.admission
         self.vocabulary = parts.admission.vocabulary
+
+    def _read_now(self) -> float | None:
+        """What memory gives a plain read, of the weights that were loaded; None where nothing is to be measured."""
+        parts = self.parts
+        if self.config.no_measure:
+            return None
+        return memory_now.plain_read(parts.context, parts.weights.named().values())
 
     def _beside_text(self) -> tuple[ChunkLimit, FairShare]:
         """How prompts go beside requests that generate: as fast as they can, or so that these are not held up."""
@@ -130,8 +140,9 @@ class LLM:
 
     def _own_drafter(self, layer: MtpLayer) -> MtpDrafter:
         """The model's own layer, with what its guesses should take where rates are known."""
-        model, experts = self.predictions.pass_model, self.parts.spec.moe.top_k
-        known = None if model is None else expected.seconds(layer.own, self.parts.weights.head, experts, model.machine)
+        parts, model = self.parts, self.predictions.pass_model
+        what, where = (layer.own, parts.weights.head, parts.spec.moe.top_k), parts.main.tier.channel
+        known = None if model is None else expected.seconds(*what, model.machine, where)
         return MtpDrafter(layer, self._vocabulary(layer.decoder, *(known or ())))
 
     def _vocabulary(self, drafting: Decoder, rest_s: float = 0.0, row_s: float = 0.0) -> DraftVocabulary:
@@ -141,7 +152,7 @@ class LLM:
     def _draft_model(self) -> LLM | None:
         """The second model that drafts, loaded before the first takes the memory that is left."""
         name, config = self.config.speculate, self.config
-        if name in ("auto", "off", "lookup", "mtp") or config.trace is not None:
+        if name in drafts_asked.WORDS:
             return None
         options: dict[str, Any] = {
             "speculate": "off", "device": "cpu", "kernels": config.kernels, "threads": config.threads,
@@ -194,8 +205,12 @@ class LLM:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know of how the model's files were read, and of what fell back, a line each."""
-        return self.parts.notes
+        """What a user should know of how the model's files were read, of what fell back, and of options without effect,
+        a line each."""
+        config, drafts = self.config, self.loop.drafts
+        guesses = drafts is not None and not all(one.is_free for one in drafts.speculation.drafters)
+        idle = drafts_asked.idle(config.mtp, config.draft_vocabulary, self.parts.mtp is not None, guesses)
+        return (*self.parts.notes, *idle)
 
     def generate(self, prompts: Prompts, params: Params = None) -> list[Completion]:
         """Completes prompts together, each text or a list of token ids; one Completion each, in their order.

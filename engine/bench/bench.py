@@ -17,7 +17,7 @@ from typing import Any
 
 from ...errors import MemoryNeeded
 from ...loaders.quants.by_format import ByFormat
-from ..bandwidth_model import roofline, tier_rates
+from ..bandwidth_model import roofline
 from ..bandwidth_model.pass_model import PassModel
 from ..config import SamplingParams
 from ..generation.schedule.scheduler import WATERMARK
@@ -218,9 +218,10 @@ def crossovers(llm: LLM, read: Bytes) -> dict[str, float]:
 
 def _share(llm: LLM, per_token: Bytes, rate: float) -> float | None:
     """Of what a plain read of RAM would give; None where other memories are read too."""
-    if llm.predictions.profile is None or len(llm.parts.devices) > 1:
+    plain = llm.predictions.plain_read
+    if plain is None or len(llm.parts.devices) > 1:
         return None
-    return per_token[CPU_DRAM]["total"] * rate / llm.predictions.profile.stream
+    return per_token[CPU_DRAM]["total"] * rate / plain
 
 
 def _of_the_whole(llm: LLM, rate: float, passes: list[Pass], phase: str) -> float | None:
@@ -229,14 +230,14 @@ def _of_the_whole(llm: LLM, rate: float, passes: list[Pass], phase: str) -> floa
     Decode takes longer by the ratio of the predictions for the bytes of both, prefill, which computes more than it
     reads, by that of the layers' bytes. None where no layer was left out, without a prediction, or beside a GPU.
     """
-    profile, parts = llm.predictions.profile, llm.parts
-    if not is_cut(llm) or profile is None or len(parts.devices) > 1:
+    known, parts = llm.predictions.pass_model, llm.parts
+    if not is_cut(llm) or known is None or len(parts.devices) > 1:
         return None
     grown = growth(llm)
     if phase == "prefill":
         return rate / grown[EXPERTS]
     here = sum(p.predicted_s or 0.0 for p in passes)
-    predict = PassModel(whole_spec(llm), parts.checkpoint.formats, parts.kv_format, tier_rates.of_cpu(profile))
+    predict = PassModel(whole_spec(llm), parts.checkpoint.formats, parts.kv_format, known.machine)
     found = (predict(replace(p, bytes=scaled(p.bytes, grown), by_layer=())) for p in passes)
     whole = sum(one.seconds for one in found if one is not None)
     return rate * here / whole

@@ -107,7 +107,7 @@ def remarks(llm: LLM) -> list[str]:
                 f"{len(llm.spec.layers)} of {len(whole_spec(llm).layers)} layers were run; the last column (~) is "
                 "extrapolated, not measured"
             )
-    found += filter(None, [llm.predictions.estimates])
+    found += filter(None, [llm.predictions.memory_said, llm.predictions.estimates])
     found.append(
         "predicted: of a prompt it is extrapolated from the speed of 16 tokens; ceiling: a plain read of the same bytes"
     )
@@ -129,7 +129,11 @@ def as_json(llm: LLM, model: str, rows: list[Row], busy: float) -> dict[str, Any
         "gpus": [one.name for one in llm.parts.devices.values() if not one.is_host],
         "profile": None
         if llm.predictions.profile is None
-        else {"date": llm.predictions.profile.date, "stream": llm.predictions.profile.stream},
+        else {
+            "date": llm.predictions.profile.date,
+            "stream": llm.predictions.profile.stream,
+            "stream_now": llm.predictions.plain_read,
+        },
         "speculate": llm.config.speculate,
         "busy": busy,
         "rows": [_row_as_json(row) for row in rows],

@@ -1,0 +1,44 @@
+"""What memory gives a plain read at this moment, of weights that lie there: whether it gives what the profile has.
+
+A machine that others use too may give half of it for hours, and a prediction by the profile is then off by as much. A
+few pieces of the weights that were just loaded are read, some milliseconds in all: no memory is taken for it, and what
+is read is too much for caches to hold.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from ...kernels.context import Context
+from ..devices.host import cpu_kernels
+
+PIECE, PIECES = 64 << 20, 5  # bytes; 64 MB are 2 ms at 30 GB/s
+LEAST = 1 << 30  # bytes of weights in RAM, below which they may lie in caches of a shared host
+
+
+def plain_read(context: Context, weights: Iterable[Tensor]) -> float | None:
+    """Bytes per second that all threads of a context read; None where too few of the weights lie in RAM. The median of
+    some pieces, far apart from each other, after one that is not counted."""
+    pieces = _pieces(weights)
+    if len(pieces) * PIECE < LEAST:
+        return None
+    cpu = cpu_kernels()
+    chosen = [pieces[i * len(pieces) // (PIECES + 1)] for i in range(PIECES + 1)]
+    return statistics.median([_rate(cpu.stream_read, context, one) for one in chosen][1:])
+
+
+def _pieces(weights: Iterable[Tensor]) -> list[Tensor]:
+    """Whole pieces of the packed weights in RAM."""
+    found: list[Tensor] = []
+    for one in weights:
+        if one.dtype is torch.uint8 and one.device.type == "cpu" and one.is_contiguous():
+            found += [piece for piece in one.view(-1).split(PIECE) if piece.numel() == PIECE]
+    return found
+
+
+def _rate(read: Callable[[Context, Tensor], float], context: Context, piece: Tensor) -> float:
+    return piece.numel() / read(context, piece)
