@@ -258,6 +258,8 @@ def bench(
     draw = bench_command.plotting(plot, tests, beside)
     if config["trace"] is not None and len(tests.placements) > 1:
         raise OptionError("--trace records one model, and --placement loads it several times: give one placement")
+    if config["speculate"] not in (None, "off") and not any(tests.new):
+        raise OptionError(f"--speculate is {config['speculate']}, and no test decodes: give --new above 0")
     load = partial(bench_command.load, model, {**config, **room(tests)}, random_weights, layers)
     return bench_command.run(load, model, tests, save_to=save_to, old=old, plot=draw)
 

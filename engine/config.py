@@ -18,7 +18,7 @@ from ..errors import OptionError, brief
 from ..kernels import BACKENDS, FORMATS
 from ..kernels.formats import KV_FORMATS
 from ..loaders.quants.recipes import PACKED
-from . import ranges
+from . import drafts_asked, ranges
 from .coerce import by_meaning
 from .option import COMMON, HOSTS, MODEL, PLACEMENT, SAMPLING, SPEED, file_or_text, lower, number_or_text, option, words
 from .placement import hosts_asked
@@ -147,14 +147,7 @@ class EngineConfig:
         ranges.choice("kv_format", self.kv_format, ["auto", *KV_FORMATS])
         ranges.choice("cpu_activations", self.cpu_activations, ["int8", "bf16"])
         ranges.between("experts_per_token", self.experts_per_token, 1)
-        if not self.speculate:
-            raise OptionError("speculate is empty; give auto, off, lookup, mtp, or a model that drafts")
-        if self.mtp is not None and self.speculate not in ("auto", "mtp"):
-            raise OptionError(
-                f"mtp is the file of the layer that drafts, and speculate is {brief(self.speculate)}: give speculate "
-                "'mtp', or leave mtp out"
-            )
-        ranges.count_or("draft_vocabulary", self.draft_vocabulary, 1, ["auto", "all"])
+        drafts_asked.check_run(self.speculate, self.mtp, self.draft_vocabulary, self.trace)
         ranges.threads(self.threads)
         self._check_placement()
         self._check_deterministic()

@@ -25,9 +25,9 @@ PUBLIC = {
 
 # Rooms from the bottom up: each may import those before it in its line, never one behind.
 ROOMS = {
-    "engine": "units writable placement policies coerce option sizes ranges config devices ledger bandwidth_model "
-    "experts traces planning model cuda_graphs generation speculation memory measure hosts core llm bench server "
-    "terminal",
+    "engine": "units writable placement policies coerce option sizes ranges drafts_asked config devices ledger "
+    "bandwidth_model experts traces planning model cuda_graphs generation speculation memory measure hosts core llm "
+    "bench server terminal",
     "loaders": "regular files memory recurrences residuals choosers turns compressed grams spec families architecture "
     "gguf quants hub model_source quantised weights gguf_weights tokens",
     "kernels": "_cpu scratch recipes formats blocks isa limits context packed passes residual decoder_layer sparse "

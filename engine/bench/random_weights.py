@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ...errors import OptionError
 from ...kernels import Ops
 from ...loaders.spec import ModelSpec
 from ...loaders.weights import imagined
@@ -60,6 +61,10 @@ class RandomWeights:
             offline=config.offline,
             cache_dir=config.cache_dir,
         )
+        if config.mtp is not None:
+            raise OptionError(
+                "mtp is a file of weights, and these are random: leave it out, speculate 'mtp' makes them"
+            )
         asked = mtp_asked.of(config, devices)
         whole = imagined.with_mtp(whole) if asked is not None and asked.must else whole
         self.whole = whole.spec

@@ -75,7 +75,7 @@ def _open(
     by itself, so that no layer for multi-token prediction is needed; beside layers on hosts there is none."""
     is_auto = config.speculate == "auto"
     has_none = profile is None or config.split_by == "layers"
-    asked = replace(config, speculate="off", mtp=None) if is_auto and has_none else config
+    asked = replace(config, speculate="off", mtp=None, draft_vocabulary="auto") if is_auto and has_none else config
     checkpoint = source.open(asked, found, show_progress=shows)
     if is_auto and checkpoint.spec.mtp is not None and checkpoint.weight_bytes < reconcile.IN_CACHES:
         checkpoint = replace(checkpoint, spec=replace(checkpoint.spec, mtp=None), mtp_names=None)

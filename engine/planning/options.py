@@ -10,10 +10,11 @@ from ...errors import OptionError, brief
 from ...kernels.formats import KV_FORMATS, KVFormat
 from .. import ranges
 from ..bandwidth_model.network.wire_sizes import WIRES
+from ..drafts_asked import AUTO, OWN
+from ..drafts_asked import WORDS as SPECULATE
+from ..drafts_asked import check as check_drafts
 from ..option import COMMON, HOSTS, MODEL, option
 from ..placement.placement import PLACES
-
-SPECULATE = ("auto", "off", "lookup", "mtp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,12 +51,20 @@ class Options:
                 f"--speculate is {brief(self.speculate)}; a plan knows {', '.join(SPECULATE)}: give one of these"
             )
         ranges.count_or("--draft-vocabulary", self.draft_vocabulary, 1, ["auto", "all"])
-        if self.mtp is not None and self.speculate not in ("auto", "mtp"):
-            raise OptionError(f"--mtp is the file of a layer, and --speculate is {self.speculate}: give mtp, or auto")
-        if self.mtp is not None and self.hosts is not None:
-            raise OptionError("--mtp is the file of a layer, which a plan with --hosts does not count: leave one out")
+        check_drafts(self.speculate, self.mtp, self.draft_vocabulary, "--")
+        if self.hosts is not None and (about := self.about_own_layer):
+            raise OptionError(
+                f"{about[0]} is about the model's own layer, which a plan with --hosts does not count: leave one out"
+            )
         if self.model not in ("full", "simple"):
             raise OptionError(f"--model is '{self.model}'; there are full and simple")
+
+    @property
+    def about_own_layer(self) -> list[str]:
+        """The options that are about the model's own layer that drafts."""
+        said = {"--speculate mtp": self.speculate == OWN, "--mtp": self.mtp is not None,
+                "--draft-vocabulary": self.draft_vocabulary != AUTO}  # fmt: skip
+        return [name for name, is_said in said.items() if is_said]
 
     @property
     def kv(self) -> KVFormat:

@@ -226,6 +226,7 @@ def test_a_field_that_is_no_option_is_found_before_any_command_runs() -> None:
 
 # ---- what is said arrives
 
+TRACE = "--trace run.trace"
 ENGINE = {
     "--expert-format q8_0": {"expert_format": "q8_0"}, "--dense-format f16": {"dense_format": "f16"},
     "--dtype float32": {"dtype": "float32"}, "--experts-per-token 3": {"experts_per_token": 3},
@@ -251,7 +252,7 @@ ENGINE = {
     "--cache-dir kept": {"cache_dir": Path("kept")}, "--ignore-config-keys a,b,": {"ignore_config_keys": ("a", "b")},
     "--ignore-tensors mtp.*": {"ignore_tensors": ("mtp.*",)},
     "--profile kept.json": {"profile": Path("kept.json")}, "--no-measure": {"no_measure": True},
-    "--trace run.trace": {"trace": Path("run.trace")}, "--speculate lookup": {"speculate": "lookup"},
+    TRACE: {"trace": Path("run.trace")}, "--speculate lookup": {"speculate": "lookup"},
     "--speculate mtp --mtp mtp.safetensors": {"speculate": "mtp", "mtp": Path("mtp.safetensors")},
     "--draft-vocabulary 32768": {"draft_vocabulary": "32768"},
 }  # fmt: skip
@@ -310,6 +311,10 @@ def test_the_model_is_loaded_as_the_options_say(
     if command in FIXED_ORDER:  # not beside a GPU, nor with reference kernels, which all others ask for
         assert loaded(run, monkeypatch, *asked, "--deterministic")["deterministic"] is True
         expected["deterministic"] = False
+    if TRACE in said:  # with which nothing is drafted
+        said.remove(TRACE)
+        assert loaded(run, monkeypatch, *asked, *TRACE.split())["trace"] == Path("run.trace")
+        expected["trace"] = None
     found = loaded(run, monkeypatch, *asked, *" ".join(said).split())
     assert found == {**expected, **fixed.get(command, {})}
 
@@ -340,6 +345,7 @@ def test_a_request_is_as_the_options_say(said: list[str], run: Run, monkeypatch:
         (["-r", "0"], "--rounds is 0: give at least 1"),
         (["--placement", "cpu,"], "--placement is ''"),
         (["--layers", "2"], "add --random-weights"),
+        (["-n", "0", "--speculate", "lookup"], "--speculate is lookup, and no test decodes: give --new above 0"),
     ],
 )
 def test_lists_of_bench_that_cannot_be_read(arguments: list[str], said: str, run: Run) -> None:

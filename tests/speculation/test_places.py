@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import stand_in_gpu
 from scripted_drafts import Script, speculate
+from terminal import folded
 
 from headrace import LLM, HeadraceError, OptionError, SamplingParams
 from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.bench.random_weights import random_llm
 from headrace.engine.config import EngineConfig
 from headrace.engine.cuda_graphs import signals
 from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
@@ -107,8 +109,39 @@ def test_graphs_take_passes_without_drafts(library: str, log: Path, monkeypatch:
 
 
 def test_a_trace_has_no_refused_tokens(checkpoints: Checkpoints, tmp_path: Path) -> None:
-    with LLM(str(checkpoints("qwen3_moe")), trace=tmp_path / "a.trace", speculate="lookup", max_context=96) as llm:
+    with LLM(str(checkpoints("qwen3_moe")), trace=tmp_path / "a.trace", max_context=96) as llm:
         assert llm.loop.drafts is None
+    for asked in ({"speculate": "lookup"}, {"speculate": "demo"}, {"mtp": "a.gguf"}, {"draft_vocabulary": "all"}):
+        with pytest.raises(OptionError, match=r"nothing is drafted meanwhile: leave .* out, or trace"):
+            EngineConfig(trace=tmp_path / "a.trace", **asked)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["off", "lookup"])
+def test_options_about_models_that_guess_need_one(how: str, run: Run, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=rf"draft_vocabulary says .*, and with speculate {how} none guesses"):
+        EngineConfig(speculate=how, draft_vocabulary=8192)
+    with pytest.raises(OptionError, match=f"mtp is the file of the layer that drafts, and speculate is '{how}'"):
+        EngineConfig(speculate=how, mtp=tmp_path / "m.gguf")
+    assert EngineConfig(speculate="demo", draft_vocabulary=8192).draft_vocabulary == 8192
+    status, _, err = run("plan", "Qwen3-30B-A3B", "--speculate", how, "--draft-vocabulary", 8192)
+    assert status == 1
+    assert f"with --speculate {how} none guesses: give --speculate mtp" in folded(err)
+
+
+def test_options_that_change_nothing_are_said(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    """By itself nothing guesses here: nothing was measured."""
+    asked = {"max_context": 96, "no_measure": True, "mtp": tmp_path / "m.safetensors", "draft_vocabulary": 80}
+    with LLM(str(checkpoints("qwen3_moe")), **asked) as llm:  # type: ignore[arg-type]
+        assert any("m.safetensors is not loaded: speculate 'auto' sees no gain" in note for note in llm.notes)
+        assert any("draft_vocabulary 80 changes nothing" in note for note in llm.notes)
+    path = str(checkpoints("qwen3_moe"))
+    with LLM(path, max_context=96, no_measure=True, speculate=path, draft_vocabulary=80) as llm:
+        assert not any("draft_vocabulary" in note for note in llm.notes)
+
+
+def test_random_weights_take_no_file(checkpoints: Checkpoints, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="mtp is a file of weights, and these are random"):
+        random_llm(str(checkpoints("qwen3_moe")), max_context=96, speculate="mtp", mtp=tmp_path / "m.safetensors")
 
 
 def test_what_is_no_drafter_is_refused(checkpoints: Checkpoints) -> None:

@@ -39,3 +39,13 @@ def test_a_line_says_so(run: Run) -> None:
     text = folded(run("plan", "Qwen3-30B-A3B", *MACHINE)[1])
     assert "drafts gain, by how often a drafted token is right: " in text
     assert " at 90% (" in text
+
+
+def test_what_a_plan_does_not_count_is_refused_or_said(run: Run) -> None:
+    for more in (("--draft-vocabulary", 8192), ("--speculate", "mtp")):
+        status, _, err = run("plan", "Qwen3-30B-A3B", *MACHINE, "--hosts", "2x ddr5-6000-2ch 96gb, 10gbe", *more)
+        assert status == 1
+        assert "is about the model's own layer, which a plan with --hosts does not count" in folded(err)
+    status, out, _ = run("plan", "Qwen3-30B-A3B", *MACHINE, "--draft-vocabulary", 8192)
+    assert status == 0
+    assert "--draft-vocabulary changes nothing: the model has no layer of its own that drafts" in folded(out)

@@ -236,6 +236,11 @@ def drafts_line(plan: Plan) -> Iterable[str]:
             f"the model's own layer ({size(own.weights)}, {size(own.cache)} of cache, {own.token_s * 1e3:.2f} ms a "
             f"drafted token, {_among(own, plan)}) gains: {', '.join(map(_gain, own.gains))}"
         )
+    elif said := plan.options.about_own_layer:
+        yield (
+            f"{said[0]} changes nothing: the model has no layer of its own that drafts, or a run would not load it by "
+            "itself here (--speculate mtp)"
+        )
 
 
 def _among(own: OwnDrafts, plan: Plan) -> str:

@@ -115,7 +115,9 @@ def test_a_file_that_cannot_hold_it_is_refused(checkpoints: Checkpoints, tmp_pat
     assert "none.safetensors, which is no file" in refused(path, *where, tmp_path / "none.safetensors")
     assert "is of safetensors: give its layer as safetensors, too" in refused(path, *where, other)
     assert "has no headers to set it beside" in refused("Qwen3-30B-A3B", "--quant", "q4_0", *where, other)
-    assert "and --speculate is off: give mtp, or auto" in refused(path, *where, other, "--speculate", "off")
+    assert "and --speculate is 'off': give --speculate mtp, or leave --mtp out" in refused(
+        path, *where, other, "--speculate", "off"
+    )
 
 
 def test_fewer_rows_make_a_guess_cheaper_and_gain_more(run: Run) -> None:
