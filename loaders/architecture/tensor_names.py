@@ -15,13 +15,15 @@ PREDICTION, OTHER_INPUTS = "multi-token prediction", "vision and audio"
 LEFT_OUT = (PREDICTION, OTHER_INPUTS)
 GROUP_OF: dict[str, Group] = {group: group for group in GROUPS}
 
+# Of the first layer for multi-token prediction as ERNIE-4.5 stores it: what joins its inputs, and the layer itself.
+MTP_PART = re.compile(r"(?:.*\.)?mtp_(linear_proj|emb_norm|hidden_norm|block)\.0\.(.*)")
 _NUMBER = re.compile(r"\d+")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|blk|h)\.(\d{1,9})\.")
 # The first that matches decides.
 _GROUPS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (group, re.compile(pattern))
     for group, pattern in (
-        (PREDICTION, r"(?:^|\.)mtp\.|\.nextn\.|\.eh_proj|\.enorm|\.hnorm|shared_head"),
+        (PREDICTION, r"(?:^|\.)mtp\w*\.|\.nextn\.|\.eh_proj|\.enorm|\.hnorm|shared_head"),
         (
             OTHER_INPUTS,
             r"(?:^|\.)(?:visual|vision\w*|audio\w*|\w*projector|talker|code2wav|token2wav|tts|image_newline|v\.blk|mm|aligner"

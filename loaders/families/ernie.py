@@ -8,7 +8,7 @@ from .family import Family, Key
 ERNIE4_5_MOE = Family(
     model_type="ernie4_5_moe",
     architecture="Ernie4_5_MoeForCausalLM",
-    mtp_gap="they are stored in a way that is not read",
+    mtp_dense=True,
     experts=("moe_num_experts",),
     top_k="moe_k",
     expert_width="moe_intermediate_size",

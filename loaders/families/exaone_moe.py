@@ -12,7 +12,8 @@ EXAONE_MOE = BIASED_CHOICE(
     qk_norm="head",
     windowed=True,
     full_without_rope=True,
-    mtp_gap="whether they attend over a window, and have experts, stands in no config",
+    mtp_dense=True,  # as the first layer
+    mtp_windowed=True,
     unused=("sliding_window_pattern",),  # what layer_types lists
     tensors=replace(SHARED, choice_bias="mlp.e_score_correction_bias"),
 )

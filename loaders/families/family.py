@@ -342,6 +342,7 @@ class Family:
     by_layer: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     mtp_gap: str = ""
-    mtp_windowed: bool = False  # layers for multi-token prediction attend over the window, and have an MLP
+    mtp_dense: bool = False  # layers for multi-token prediction have an MLP in place of experts
+    mtp_windowed: bool = False  # they attend over the window
     implied: Mapping[str, Collection[Any]] = field(default_factory=dict)  # keys, and the values that are computed with
     tensors: TensorNames = TensorNames()

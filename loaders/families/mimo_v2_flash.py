@@ -60,6 +60,7 @@ MIMO_V2_FLASH = BIASED_CHOICE(
     v_dim="v_head_dim",
     v_scale=Key("attention_value_scale"),
     spelling=todays,
+    mtp_dense=True,
     mtp_windowed=True,
     implied={
         "add_full_attention_sink_bias": (False, None),

@@ -108,7 +108,7 @@ STEP3P5 = BIASED_CHOICE(
     by_kind=True,
     head_gate="sigmoid",
     spelling=todays,
-    mtp_gap="they go on from states in front of the final norm, over a window, with an MLP in place of experts",
+    mtp_gap="they go on from states in front of the final norm, and each has a head of its own",
     implied={
         "att_impl_type": ("GQA", None),
         "attention_bias": (False, None),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ....errors import CheckpointError, OptionError
 from ....loaders.architecture.architecture import Architecture, Layer, matrix, vector
-from ....loaders.architecture.tensor_names import PREDICTION, place
+from ....loaders.architecture.tensor_names import MTP_PART, PREDICTION, place
 from ....loaders.families import named
 from ....loaders.families.quantisation import Quantisation
 from ....loaders.files import gguf_set
@@ -29,9 +29,12 @@ from . import draft_rows
 BESIDE = "mtp.safetensors"  # beside a model's own files
 KEYS = ("num_nextn_predict_layers", "mtp_num_hidden_layers", "num_mtp_layers")  # of configs
 JOINED = "attn_joined"  # a name of the matrix that counts as one of attention
-JOINS = re.compile(r"^(?:nextn\.)?eh_proj\.|^fc\.")
-NORMS = re.compile(r"^(?:nextn\.)?(?:enorm|hnorm|shared_head[._]norm|final_layernorm)\.|^pre_fc_norm_\w+\.|^norm\.")
+JOINS = re.compile(r"^(?:nextn\.)?eh_proj\.|^fc\.|^linear_proj\.")
+NORMS = re.compile(
+    r"^(?:nextn\.)?(?:enorm|hnorm|shared_head[._]norm|final_layernorm)\.|^pre_fc_norm_\w+\.|^norm\.|^(?:emb|hidden)_norm\."
+)
 COPIES = re.compile(r"^(?:nextn\.)?(?:embed_tokens|shared_head[._]head)\.")
+LAST_NORM = "model.norm.weight"
 BEHIND = re.compile(r"(.*?\b(?:layers|blk)\.)(\d{1,9})\.(.*)")
 UNDER_MTP = re.compile(r"(?:.*\.)?mtp\.(?:layers\.0\.)?((?!layers\.).*)")
 
@@ -106,17 +109,18 @@ def layer_of(model: Architecture) -> Layer | None:
     family = named(model.family)
     if family is not None and family.mtp_gap:
         return None
-    if family is not None and family.mtp_windowed:
-        return _over_a_window(model)
+    if family is not None and family.mtp_dense:
+        return _with_an_mlp(model, family.mtp_windowed)
     able = [layer for layer in model.layers if _is_alike(layer)]
     most = max((len(layer.mixer.caches) for layer in able if layer.mixer), default=0)  # with an indexer of its own
     return next((layer for layer in reversed(able) if layer.mixer and len(layer.mixer.caches) == most), None)
 
 
-def _over_a_window(model: Architecture) -> Layer | None:
-    """The attention of a layer over a window, and the MLP of one without experts."""
-    mixers = (one.mixer for one in model.layers if one.mixer and any(cache.window for cache in one.mixer.caches))
-    dense, mixer = next((one for one in model.layers if one.experts is None), None), next(mixers, None)
+def _with_an_mlp(model: Architecture, is_windowed: bool) -> Layer | None:
+    """The attention of a layer, over a window or not, and the MLP of one without experts."""
+    mixers = [one.mixer for one in model.layers if one.mixer]
+    mixer = next((one for one in mixers if any(cache.window for cache in one.caches) == is_windowed), None)
+    dense = next((one for one in model.layers if one.experts is None), None)
     if mixer is None or dense is None or dense.mixer is None:
         return None
     others = dense.parts[len(dense.mixer.parts) :]
@@ -140,6 +144,9 @@ def _stored(source: Source) -> list[Stored]:
     the last that say their group; none where nothing joins two inputs."""
     number, beside = len(source.described.architecture.layers), source.place and source.place / BESIDE
     found = [*_renamed(source.tensors or (), number)]
+    if any(MTP_PART.fullmatch(one.name) for one in source.tensors or ()):  # with the model's own norm behind it
+        last = (one for one in source.tensors or () if one.name.endswith(LAST_NORM))
+        found += [replace(one, name=f"model.layers.{number}.norm_last.weight") for one in last]
     if not any(JOINED in one.name for one in found) and beside is not None and beside.is_file():
         found = [*_renamed(of_file(beside).tensors, number)]
     return found if any(JOINED in one.name for one in found) else []
@@ -169,6 +176,8 @@ def _renamed(tensors: Iterable[Stored], number: int, start: int | None = None) -
         prefix, name = (match[1], match[3]) if match and int(match[2]) == there else ("model.layers.", "")
         if not name and (under := UNDER_MTP.match(tensor.name)):
             name = under[1]
+        elif not name and (part := MTP_PART.fullmatch(tensor.name)):
+            name = part[2] if part[1] == "block" else f"{part[1]}.{part[2]}"
         if not name or COPIES.search(name):
             continue
         if JOINS.search(name):

@@ -1,9 +1,10 @@
 """Finds the layer for multi-token prediction of a model: among its tensors, in `mtp.safetensors` beside them, or in a
 file that was given.
 
-Two ways of storing it are known. As one more decoder layer behind the last, with what joins its inputs under the same
-number (DeepSeek-V3, section 2.2; GGUF has it so, too); and under `mtp.` (Qwen3-Next), which gets the names of the first
-here. Further layers of the kind are not read: the first is asked again for the tokens behind its own.
+Three ways of storing it are known. As one more decoder layer behind the last, with what joins its inputs under the same
+number (DeepSeek-V3, section 2.2; GGUF has it so, too); under `mtp.` (Qwen3-Next); and in parts that have names of their
+own (ERNIE-4.5). The others get the names of the first here. Further layers of the kind are not read: the first is asked
+again for the tokens behind its own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from ....errors import CheckpointError, ConfigError, OptionError, listed
 from ....kernels import FORMATS
+from ...architecture.tensor_names import MTP_PART
 from ...families import named
 from ...families.family import TensorNames
 from ...files.entry import Entry
@@ -34,6 +36,8 @@ ENDS = {
     f"{FIRST}pre_mlp_layernorm.weight": "mlp_norm", f"{FIRST}final_layernorm.weight": "mtp_norm",
 }  # fmt: skip
 JOINS = (PROJECT, FIRST + OWN_PROJECT)
+# Of parts with names of their own, as ERNIE-4.5's.
+PARTS = {"linear_proj": "mtp_project", "emb_norm": "mtp_embed_norm", "hidden_norm": "mtp_hidden_norm"}
 # Copies of the model's own.
 SHARED = (
     "embed_tokens.weight", "shared_head.head.weight", "nextn.embed_tokens.weight", "nextn.shared_head_head.weight",
@@ -54,19 +58,19 @@ class Mtp:
 
 def layer_of(spec: ModelSpec) -> LayerSpec | None:
     """What the layer is: as the last one of the decoder that attends to everything and has experts, or, of families
-    that say so, as one over a window with an MLP. None: such a layer is not known of models like this."""
+    that say so, with an MLP, and over a window. None: such a layer is not known of models like this."""
     if spec.streams is not None or spec.layernorms:
         return None
     found = named(spec.family)
-    if found is not None and found.mtp_windowed:
-        return _over_a_window(spec)
+    if found is not None and found.mtp_dense:
+        return _with_an_mlp(spec, found.mtp_windowed)
     return next((one for one in reversed(spec.layers) if _is_alike(one)), None)
 
 
-def _over_a_window(spec: ModelSpec) -> LayerSpec | None:
-    mixers = (one.mixer for one in spec.layers if isinstance(one.mixer, AttentionSpec) and one.mixer.window)
-    mixer, ffns = next(mixers, None), (one.ffn for one in spec.layers if isinstance(one.ffn, DenseSpec))
-    ffn = next(ffns, None)
+def _with_an_mlp(spec: ModelSpec, is_windowed: bool) -> LayerSpec | None:
+    mixers = [one.mixer for one in spec.layers if isinstance(one.mixer, AttentionSpec)]
+    mixer = next((one for one in mixers if bool(one.window) == is_windowed), None)
+    ffn = next((one.ffn for one in spec.layers if isinstance(one.ffn, DenseSpec)), None)
     return None if mixer is None or ffn is None else LayerSpec(mixer=mixer, ffn=ffn)
 
 
@@ -94,7 +98,7 @@ def renamed(entries: Mapping[str, Entry], names: TensorNames, spec: ModelSpec) -
     ends = (name.removesuffix(end) for name in entries for end in JOINS if name.endswith(START + end))
     start = next((one for one in ends if one == START or one.endswith(f".{START}")), None)
     if start is None:
-        return dict(entries)
+        return _of_parts(entries, names, spec)
     prefix = names.layer.format(layer=len(spec.layers))
     roles = {start + end: getattr(names, role) for end, role in ENDS.items()}
     first = start + FIRST
@@ -104,6 +108,20 @@ def renamed(entries: Mapping[str, Entry], names: TensorNames, spec: ModelSpec) -
         else name: entry
         for name, entry in entries.items()
     }
+
+
+def _of_parts(entries: Mapping[str, Entry], names: TensorNames, spec: ModelSpec) -> dict[str, Entry]:
+    """The same of ERNIE-4.5, where each part has a name outside of layers. In front of the head stands the model's own
+    norm, which is read once more for the layer."""
+    prefix = names.layer.format(layer=len(spec.layers))
+    roles = {part: getattr(names, role) for part, role in PARTS.items()}
+    found: dict[str, Entry] = {}
+    for name, entry in entries.items():
+        match = MTP_PART.fullmatch(name)
+        found[name if match is None else prefix + (roles.get(match[1]) or match[2])] = entry
+    if prefix + names.mtp_project in found and names.final_norm in entries:
+        found.setdefault(prefix + names.mtp_norm, entries[names.final_norm])
+    return found
 
 
 def made(

@@ -299,9 +299,8 @@ def test_layers_on_hosts_go_without(profile: Profile, with_mtp: With, monkeypatc
 
 # By family the names of tensors of its releases' layers, as far as they are known.
 OTHERS = {
-    "exaone_moe": "mtp.fc.weight",
     "step3p5": "model.layers.5.eh_proj.weight", "nemotron_h": "mtp.layers.0.eh_proj.weight",
-    "ernie4_5_moe": "model.mtp_linear_proj.0.weight", "deepseek_v4": "mtp.0.e_proj.weight",
+    "deepseek_v4": "mtp.0.e_proj.weight",
     "minimax_m3_vl_text": "mtp.layers.0.eh_proj.weight",
 }  # fmt: skip
 
