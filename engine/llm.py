@@ -52,6 +52,7 @@ from .speculation.vocabulary import draft_vocabulary, expected
 from .speculation.vocabulary.draft_vocabulary import DraftVocabulary
 from .traces import writer
 from .traces.recorder import Recorder, make_header
+from .units import size
 
 DRAFT_CONTEXT = 8192  # tokens, of a draft model where no max_context was given
 _RENDERING = {"chat_template": "template", "chat_template_kwargs": "arguments"}  # names within the engine
@@ -210,7 +211,8 @@ class LLM:
         config, drafts = self.config, self.loop.drafts
         guesses = drafts is not None and not all(one.is_free for one in drafts.speculation.drafters)
         idle = drafts_asked.idle(config.mtp, config.draft_vocabulary, self.parts.mtp is not None, guesses)
-        return (*self.parts.notes, *idle)
+        second = [] if self.draft_model is None else [_second(self.draft_model)]
+        return (*self.parts.notes, *second, *idle)
 
     def generate(self, prompts: Prompts, params: Params = None) -> list[Completion]:
         """Completes prompts together, each text or a list of token ids; one Completion each, in their order.
@@ -332,6 +334,13 @@ class LLM:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def _second(model: LLM) -> str:
+    """For people: which model drafts, and what it takes."""
+    parts = model.parts
+    taken, longest = size(parts.weights.nbytes + parts.kv_budget.kv_bytes), parts.kv_budget.max_context
+    return f"{model.name} drafts: {model.spec.family}, up to {taken} of RAM, for texts of up to {longest} tokens"
 
 
 def _same_tokens(one: LLM, other: LLM) -> bool:

@@ -17,6 +17,7 @@ from ...kernels.formats import KVFormat
 from ...loaders.tokens.tokenizer import Tokenizer
 from ...loaders.weights.checkpoint import Checkpoint, Progress
 from ...loaders.weights.model_weights import ModelWeights
+from ...loaders.weights.mtp.find import goes_on_before_norm
 from ..bandwidth_model.profile import Profile
 from ..config import EngineConfig
 from ..cuda_graphs import gpu_runtime, saved_trials, signal_choice, verify
@@ -230,9 +231,11 @@ def _mtp_layer(checkpoint: Checkpoint, weights: ModelWeights, plan: MemoryPlan, 
     """The layer for multi-token prediction, if it is loaded; the decoder then hands out what it goes on from."""
     if weights.mtp is None:
         return None
-    decoder.goes_on = True
+    decoder.goes_on, decoder.before_norm = True, goes_on_before_norm(checkpoint.spec.family)
     cache, context = decoder.cache, plan.kv_budget.max_context
-    return MtpLayer(checkpoint.spec, weights, decoder.device_inputs, cache.pages, cache.format, context)
+    found = MtpLayer(checkpoint.spec, weights, decoder.device_inputs, cache.pages, cache.format, context)
+    found.decoder.before_norm = decoder.before_norm
+    return found
 
 
 def _graphs(

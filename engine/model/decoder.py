@@ -43,8 +43,8 @@ class Output(NamedTuple):
     largest logit and where it stands, if they are in memory of the host already. by_layer: bytes of each layer's
     experts, where they are in `read`. chosen: what each layer chose, to be asked as `layers`. tally: what the
     call of all layers has counted, with the choices where they are wanted; then `chosen` has none. hidden: float32
-    [., hidden] behind the final norm, of the rows of logits, or with `Decoder.goes_on` of all tokens; of a captured
-    step with that alone."""
+    [., hidden] behind the final norm (`Decoder.before_norm`: in front of it), of the rows of logits, or with
+    `Decoder.goes_on` of all tokens; of a captured step with that alone."""
 
     logits: Tensor
     read: Bytes
@@ -132,6 +132,7 @@ class Decoder:
         self.sizes = dense_sizes(weights)
         self.head: Callable[[Ops, Tensor], Tensor] = Head(spec, weights)  # hidden states to logits
         self.goes_on = False  # whether all tokens go to the end, not only those whose logits are wanted
+        self.before_norm = False  # whether states that are handed out are those in front of the final norm
         self.goes_by_tokens = bool(weights.tables) or any(layer.table is not None for layer in weights.layers)
         self.choose: Choose | None = None  # what becomes of the router's choice in a layer, for a test
 
@@ -233,9 +234,10 @@ class Decoder:
     def _ends(self, x_TD: Tensor, update_TD: Tensor | None, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Logits of the wanted rows, and the hidden states of all that are left. update: None where it was added
         before."""
-        h_TD = self._normed(x_TD, update_TD)
+        h_TD = self._normed(x_TD, update_TD)  # the update is in x then
         wanted_R = inputs.wanted_rows if self.goes_on else None
-        return self.head(self.ops, h_TD if wanted_R is None else h_TD[wanted_R]), h_TD
+        logits = self.head(self.ops, h_TD if wanted_R is None else h_TD[wanted_R])
+        return logits, x_TD if self.before_norm else h_TD
 
     def _normed(self, x_TD: Tensor, update_TD: Tensor | None) -> Tensor:
         """Hidden states of the rows that are left, behind the final norm: float32 [R, D]."""

@@ -22,6 +22,7 @@ from .pass_times import PassTimes
 from .vocabulary.draft_vocabulary import Way
 
 LEAST_CONTEXT = 32  # tokens before a draft is tried: with fewer a pass of several may go another way than one of one
+NONE_PAYS = f"no draft was expected to pay; the first is tried behind {LEAST_CONTEXT} tokens of text"  # for people
 FREE = Way(-1, 0, 0.0)  # of guesses that choose among most tokens and take no time
 TRIED_AGAIN = 128  # tokens without a draft after which a model that was not worth it is asked for one again
 

@@ -31,11 +31,13 @@ from ..bandwidth_model import profile as profiles
 from ..bandwidth_model.profile import ELSEWHERE, STALE, Profile
 from ..bench import calibrate
 from ..config import SamplingParams
+from ..drafts_asked import AUTO, OFF
 from ..experts.cache import report
 from ..generation.admission import Admission, Prompt
 from ..generation.outputs import Completion
 from ..llm import LLM
 from ..measure import other_load
+from ..speculation.speculation import NONE_PAYS
 from . import generate_report, output
 from .chat.interactive import talk
 from .chat_options import ChatOptions
@@ -220,9 +222,16 @@ def finish(llm: LLM, results: Sequence[Completion], as_json: bool) -> None:
     notes.print(generate_report.byte_table(llm.ledger))
     if llm.parts.expert_cache is not None:
         say(report.so_far(llm.parts.expert_cache), style="dim")
-    remark = generate_report.remark(llm)
-    if remark:
+    for remark in filter(None, [_no_drafts(llm), generate_report.remark(llm)]):
         say(remark, style="dim")
+
+
+def _no_drafts(llm: LLM) -> str:
+    """A line where drafts were asked for and none was made."""
+    decode = llm.ledger.summary("decode")
+    if llm.config.speculate in (AUTO, OFF) or not decode.passes or decode.drafted:
+        return ""
+    return f"nothing was drafted with --speculate {llm.config.speculate}: {NONE_PAYS}"
 
 
 def start_up(llm: LLM) -> None:

@@ -344,5 +344,6 @@ class Family:
     mtp_gap: str = ""
     mtp_dense: bool = False  # layers for multi-token prediction have an MLP in place of experts
     mtp_windowed: bool = False  # they attend over the window
+    mtp_before_norm: bool = False  # they go on from states in front of the final norm
     implied: Mapping[str, Collection[Any]] = field(default_factory=dict)  # keys, and the values that are computed with
     tensors: TensorNames = TensorNames()

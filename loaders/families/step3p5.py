@@ -108,7 +108,9 @@ STEP3P5 = BIASED_CHOICE(
     by_kind=True,
     head_gate="sigmoid",
     spelling=todays,
-    mtp_gap="they go on from states in front of the final norm, and each has a head of its own",
+    mtp_dense=True,
+    mtp_windowed=True,
+    mtp_before_norm=True,
     implied={
         "att_impl_type": ("GQA", None),
         "attention_bias": (False, None),

@@ -87,6 +87,8 @@ def test_it_is_opened_once(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyP
         assert opened == [draft, model]
         assert llm.draft_model is not None
         assert llm.draft_model.name == draft.name
+        said = next(note for note in llm.notes if note.startswith(f"{draft.name} drafts: mixtral, up to "))
+        assert "for texts of up to 160 tokens" in said
 
 
 def test_a_model_of_a_shorter_context_drafts(

@@ -151,6 +151,16 @@ def test_what_is_no_drafter_is_refused(checkpoints: Checkpoints) -> None:
         LLM(str(checkpoints("qwen3_moe")), speculate="nowhere/model", offline=True)
 
 
+def test_it_is_said_where_nothing_was_drafted(run: Run) -> None:
+    said = "no draft was expected to pay; the first is tried behind 32 tokens of text"
+    for how, is_said in (("lookup", True), ("auto", False), ("off", False)):
+        err = folded(run("generate", "demo", "Water", "-n", 4, "--speculate", how)[2])
+        assert (f"nothing was drafted with --speculate {how}: {said}" in err) == is_said
+    status, out, err = run("bench", "demo", "-p", 0, "-n", 8, "-r", 1, "--speculate", "lookup")
+    assert status == 0, err
+    assert f"nothing was drafted in tg8: {said}" in folded(out + err)
+
+
 def test_the_closing_table_and_json_say_what_drafts_were(run: Run, tmp_path: Path) -> None:
     ledger = tmp_path / "run.jsonl"
     asked = ("generate", "demo", "And the LORD said unto Moses", "-n", 80, "--ignore-eos", "--no-measure")

@@ -33,7 +33,8 @@ JOINS = re.compile(r"^(?:nextn\.)?eh_proj\.|^fc\.|^linear_proj\.")
 NORMS = re.compile(
     r"^(?:nextn\.)?(?:enorm|hnorm|shared_head[._]norm|final_layernorm)\.|^pre_fc_norm_\w+\.|^norm\.|^(?:emb|hidden)_norm\."
 )
-COPIES = re.compile(r"^(?:nextn\.)?(?:embed_tokens|shared_head[._]head)\.")
+COPIES = re.compile(r"^(?:nextn\.)?(?:embed_tokens|shared_head[._](?:head|output))\.")
+WITHIN = "transformer."  # in front of some names of Step's
 LAST_NORM = "model.norm.weight"
 BEHIND = re.compile(r"(.*?\b(?:layers|blk)\.)(\d{1,9})\.(.*)")
 UNDER_MTP = re.compile(r"(?:.*\.)?mtp\.(?:layers\.0\.)?((?!layers\.).*)")
@@ -178,6 +179,7 @@ def _renamed(tensors: Iterable[Stored], number: int, start: int | None = None) -
             name = under[1]
         elif not name and (part := MTP_PART.fullmatch(tensor.name)):
             name = part[2] if part[1] == "block" else f"{part[1]}.{part[2]}"
+        name = name.removeprefix(WITHIN)
         if not name or COPIES.search(name):
             continue
         if JOINS.search(name):

@@ -15,6 +15,7 @@ from ...bench.grid import Grid
 from ...bench.random_weights import random_llm
 from ...llm import LLM
 from ...measure import other_load
+from ...speculation.speculation import NONE_PAYS
 from .. import generate_command, generate_report
 from ..tables import Screen
 from . import bench_curves, bench_drafts, bench_plot, bench_report
@@ -95,6 +96,8 @@ def _show(llm: LLM, rows: list[bench.Row]) -> None:
     for table in (bench_report.tier_table(rows), bench_drafts.predicted(rows), bench_drafts.table(rows)):
         if table is not None:
             out.print(table)
+    if idle := [bench_drafts.name(row) for row in rows if row.drafts is not None and not row.drafts.drafted]:
+        generate_command.say(f"nothing was drafted in {', '.join(idle)}: {NONE_PAYS}", "dim")
     for line in bench_report.remarks(llm):
         generate_command.say(line, "dim")
     if len(llm.parts.devices) > 1:

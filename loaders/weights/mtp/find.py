@@ -35,13 +35,16 @@ ENDS = {
     PROJECT: "mtp_project", "norm.weight": "mtp_norm", f"{FIRST}{OWN_PROJECT}": "mtp_project",
     f"{FIRST}pre_mlp_layernorm.weight": "mlp_norm", f"{FIRST}final_layernorm.weight": "mtp_norm",
 }  # fmt: skip
+LOOKS, LOOKED_AT = 16, 4096  # places where two heads are compared, and bytes of each
 JOINS = (PROJECT, FIRST + OWN_PROJECT)
 # Of parts with names of their own, as ERNIE-4.5's.
 PARTS = {"linear_proj": "mtp_project", "emb_norm": "mtp_embed_norm", "hidden_norm": "mtp_hidden_norm"}
+WITHIN = "transformer."  # between the number and the name of some tensors of Step's
 # Copies of the model's own.
 SHARED = (
     "embed_tokens.weight", "shared_head.head.weight", "nextn.embed_tokens.weight", "nextn.shared_head_head.weight",
 )  # fmt: skip
+HEAD = "shared_head.output.weight"  # a copy of the model's head, if its bytes are the same
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +85,12 @@ def _is_alike(layer: LayerSpec) -> bool:
     return indexer is None or indexer.own
 
 
+def goes_on_before_norm(family: str) -> bool:
+    """Whether such layers of a family go on from states in front of the final norm."""
+    found = named(family)
+    return found is not None and found.mtp_before_norm
+
+
 def gap_of(family: str) -> str:
     """Why such layers of a family are not run; empty: nothing is known that stands in the way."""
     found = named(family)
@@ -94,16 +103,17 @@ def is_in(entries: Collection[str], names: TensorNames, spec: ModelSpec) -> bool
 
 
 def renamed(entries: Mapping[str, Entry], names: TensorNames, spec: ModelSpec) -> dict[str, Entry]:
-    """The tensors with those of `mtp.` under the number behind the last layer."""
+    """The tensors with those of the layer under the number behind the last one of the decoder."""
+    behind = names.layer.format(layer=len(spec.layers))
+    entries = {name.replace(behind + WITHIN, behind, 1): one for name, one in entries.items()}
     ends = (name.removesuffix(end) for name in entries for end in JOINS if name.endswith(START + end))
     start = next((one for one in ends if one == START or one.endswith(f".{START}")), None)
     if start is None:
         return _of_parts(entries, names, spec)
-    prefix = names.layer.format(layer=len(spec.layers))
     roles = {start + end: getattr(names, role) for end, role in ENDS.items()}
     first = start + FIRST
     return {
-        prefix + (roles.get(name) or name.removeprefix(first))
+        behind + (roles.get(name) or name.removeprefix(first))
         if name in roles or name.startswith(first)
         else name: entry
         for name, entry in entries.items()
@@ -155,6 +165,11 @@ def _made(where: Path, entries: Mapping[str, Entry], names: TensorNames, spec: M
             f"{where} lacks {len(missing)} of the {len(wanted)} tensors of its layer for multi-token prediction, as "
             f"{listed([repr(name) for name in missing], 2)}: download it again, or leave speculate 'mtp' out"
         )
+    if _has_another_head(entries.get(prefix + HEAD), entries.get(names.head)):
+        raise ConfigError(
+            f"{where}: the layer for multi-token prediction has a head of its own, which is not read: give speculate "
+            "'lookup' or 'off'"
+        )
     mine = {name: entry for name, entry in entries.items() if name.startswith(prefix)}
     for name, target in wanted.items():
         if _sizes(mine[name].shape) != _sizes(target.shape):
@@ -162,11 +177,24 @@ def _made(where: Path, entries: Mapping[str, Entry], names: TensorNames, spec: M
                 f"{where}: tensor '{mine[name].name}' of the layer for multi-token prediction has shape "
                 f"{list(mine[name].shape)}, the config asks for {list(target.shape)}: it belongs to another model"
             )
-    copies = {prefix + name for name in SHARED}
+    copies = {prefix + name for name in (*SHARED, HEAD)}
     return Mtp(
         layer=layer, names=names, entries={name: mine[name] for name in wanted}, wanted=wanted,
         known=frozenset({*wanted, *copies}),
     )  # fmt: skip
+
+
+def _has_another_head(own: Entry | None, head: Entry | None) -> bool:
+    """Whether a head is another than the model's, by some of its bytes; False where one of them is not there."""
+    if own is None or head is None or (own.dtype, own.nbytes) != (head.dtype, head.nbytes):
+        return own is not None and head is not None
+    return any(_bytes(own, at) != _bytes(head, at) for at in range(0, own.nbytes, max(1, own.nbytes // LOOKS)))
+
+
+def _bytes(one: Entry, at: int) -> bytes:
+    with one.path.open("rb") as file:
+        file.seek(one.offset + at)
+        return file.read(min(LOOKED_AT, one.nbytes - at))
 
 
 def _sizes(shape: tuple[int, ...]) -> list[int]:

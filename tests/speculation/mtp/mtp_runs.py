@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from mtp_models import Twin
 from scripted_drafts import speculate
 from torch import Tensor
 
-from headrace import LLM
+from headrace import LLM, SamplingParams
+from headrace.engine.ledger.passes import Pass
 from headrace.engine.speculation.mtp.drafter import MtpDrafter
 
 OPTIONS: dict[str, Any] = {"dtype": "float32", "max_context": 192, "max_sequences": 4, "no_measure": True}
@@ -82,3 +84,40 @@ def check(said: list[Said], twin: Twin) -> None:
             torch.testing.assert_close(mine, twin.logits(states[-1]), atol=2e-3, rtol=2e-3)
             assert token == int(mine.argmax())
             tokens, hidden_TD = [*tokens, token], torch.cat((hidden_TD, states[-1:]))
+
+
+@dataclass
+class Ran:
+    """Texts of a run, guesses in their order, hidden states that the layer was given, and passes."""
+
+    texts: list[list[int]]
+    said: list[list[int]]
+    given: list[Tensor]
+    passes: list[Pass]
+
+
+def ran(llm: LLM, prompts: list[list[int]], each: int, how: SamplingParams) -> Ran:
+    """Of a model that drafts in one pass of `each`, so that other steps come between those with drafts."""
+    drafter, said, given = always(llm), list[list[int]](), list[Tensor]()
+    assert llm.loop.drafts is not None
+    speculation, turns = llm.loop.drafts.speculation, itertools.count()
+    lengths, draft_all, forward = speculation._lengths, drafter.draft_all, drafter.layer.forward
+
+    def now_and_then(*asked: Any) -> list[int]:
+        found = lengths(*asked)
+        return found if next(turns) % each == each - 1 else [0] * len(found)
+
+    def guess(asked: Any) -> Any:
+        drafts = draft_all(asked)
+        said.extend(one.tokens for one in drafts if one is not None)
+        return drafts
+
+    def layer(inputs: Any, hidden_TD: Tensor) -> Any:
+        given.append(hidden_TD.clone())
+        return forward(inputs, hidden_TD)
+
+    speculation._lengths = now_and_then  # type: ignore[method-assign]
+    drafter.draft_all, drafter.layer.forward = guess, layer  # type: ignore[method-assign]
+    with llm.ledger.recording() as passes:
+        texts = [one.token_ids for one in llm.generate(prompts, how)]
+    return Ran(texts, said, given, passes)

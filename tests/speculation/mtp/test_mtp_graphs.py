@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_in_gpu
 import torch
-from mtp_runs import OPTIONS, always, opened, prompt
+from mtp_runs import OPTIONS, opened, prompt, ran
 from refusals import refused
 from stand_in_gpu import StandIn
-from torch import Tensor
 
 from headrace import LLM, DeviceError, SamplingParams
-from headrace.engine.cuda_graphs import signals
 from headrace.engine.cuda_graphs.capture import DecodeGraphs
-from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
-from headrace.engine.ledger.passes import Pass
 from headrace.engine.model.decoder import Ends
 from headrace.engine.placement.placement import Tier
 
@@ -30,50 +23,6 @@ TEXT = prompt(45)
 THREE = [TEXT, TEXT[5:], TEXT[9:]]  # in a graph of four
 SIZES = 1 + 2 + 4  # rows of all graphs of up to four sequences
 GPU = {"device": "simulated", "cpu_moe": True}
-
-
-@pytest.fixture
-def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """The stand-in, with the probe's answer known."""
-    monkeypatch.setattr(signals, "probe", lambda *_: {name: Trial(name=name, us=5.0) for name in VARIANTS})
-    return stand_in_gpu.install(monkeypatch, library)
-
-
-@dataclass
-class Ran:
-    """Texts of a run, guesses in their order, hidden states that the layer was given, and passes."""
-
-    texts: list[list[int]]
-    said: list[list[int]]
-    given: list[Tensor]
-    passes: list[Pass]
-
-
-def ran(llm: LLM, prompts: list[list[int]], each: int) -> Ran:
-    """Of a model that drafts in one pass of `each`, so that other steps come between those with drafts."""
-    drafter, said, given = always(llm), list[list[int]](), list[Tensor]()
-    assert llm.loop.drafts is not None
-    speculation, turns = llm.loop.drafts.speculation, itertools.count()
-    lengths, draft_all, forward = speculation._lengths, drafter.draft_all, drafter.layer.forward
-
-    def now_and_then(*asked: Any) -> list[int]:
-        found = lengths(*asked)
-        return found if next(turns) % each == each - 1 else [0] * len(found)
-
-    def guess(asked: Any) -> Any:
-        drafts = draft_all(asked)
-        said.extend(one.tokens for one in drafts if one is not None)
-        return drafts
-
-    def layer(inputs: Any, hidden_TD: Tensor) -> Any:
-        given.append(hidden_TD.clone())
-        return forward(inputs, hidden_TD)
-
-    speculation._lengths = now_and_then  # type: ignore[method-assign]
-    drafter.draft_all, drafter.layer.forward = guess, layer  # type: ignore[method-assign]
-    with llm.ledger.recording() as passes:
-        texts = [one.token_ids for one in llm.generate(prompts, HOW)]
-    return Ran(texts, said, given, passes)
 
 
 PLACES: list[tuple[str, dict[str, Any]]] = [
@@ -99,11 +48,11 @@ def test_text_and_guesses_are_those_without_graphs(
     with LLM(str(path), **OPTIONS, speculate="off") as llm:
         plain = [one.token_ids for one in llm.generate(THREE, HOW)]
     with opened(path, device="simulated", handoff="eager", **where) as llm:
-        by_hand = ran(llm, THREE, 3)
+        by_hand = ran(llm, THREE, 3, HOW)
     with opened(path, device="simulated", handoff="memop", **where) as llm:
         assert llm.parts.graphed is not None
         before = gpu.recorders[-1].replays
-        graphed = ran(llm, THREE, 3)
+        graphed = ran(llm, THREE, 3, HOW)
         replays = gpu.recorders[-1].replays - before
     assert graphed.texts == by_hand.texts == plain
     assert graphed.said == by_hand.said
@@ -120,7 +69,7 @@ def test_hidden_states_have_the_bits_of_steps_by_hand(gpu: StandIn, with_mtp: Wi
     found = []
     for handoff in ("eager", "memop"):
         with opened(with_mtp("qwen3_moe"), **GPU, handoff=handoff) as llm:
-            found.append(torch.cat(ran(llm, [TEXT], 7).given))
+            found.append(torch.cat(ran(llm, [TEXT], 7, HOW).given))
     assert torch.equal(found[0], found[1])
     assert len(found[0]) > len(TEXT) + 30
 
@@ -128,9 +77,9 @@ def test_hidden_states_have_the_bits_of_steps_by_hand(gpu: StandIn, with_mtp: Wi
 def test_drafts_in_every_pass(gpu: StandIn, with_mtp: With) -> None:
     """Then graphs take none but the first and the last steps, if any."""
     with opened(with_mtp("qwen3_moe"), **GPU, handoff="eager") as llm:
-        by_hand = ran(llm, [TEXT], 1)
+        by_hand = ran(llm, [TEXT], 1, HOW)
     with opened(with_mtp("qwen3_moe"), **GPU, handoff="memop") as llm:
-        graphed = ran(llm, [TEXT], 1)
+        graphed = ran(llm, [TEXT], 1, HOW)
     assert (graphed.texts, graphed.said) == (by_hand.texts, by_hand.said)
 
 
@@ -171,7 +120,7 @@ def test_steps_that_are_timed_write_to_the_same_places(gpu: StandIn, with_mtp: W
         graphed = llm.parts.graphed
         assert graphed is not None
         before = {n: [one.data_ptr() for one in ends if one is not None] for n, ends in graphed.graphs.ends.items()}
-        text = ran(llm, [TEXT], 3).texts
+        text = ran(llm, [TEXT], 3, HOW).texts
         llm.time_tiers()
         assert llm.generate([TEXT], HOW)[0].token_ids == text[0]
         now = {n: [one.data_ptr() for one in ends if one is not None] for n, ends in graphed.graphs.ends.items()}

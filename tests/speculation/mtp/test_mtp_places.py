@@ -299,7 +299,7 @@ def test_layers_on_hosts_go_without(profile: Profile, with_mtp: With, monkeypatc
 
 # By family the names of tensors of its releases' layers, as far as they are known.
 OTHERS = {
-    "step3p5": "model.layers.5.eh_proj.weight", "nemotron_h": "mtp.layers.0.eh_proj.weight",
+    "nemotron_h": "mtp.layers.0.eh_proj.weight",
     "deepseek_v4": "mtp.0.e_proj.weight",
     "minimax_m3_vl_text": "mtp.layers.0.eh_proj.weight",
 }  # fmt: skip
