@@ -47,7 +47,7 @@ def idle(mtp: Path | None, vocabulary: int | str, has_layer: bool, guesses: bool
     """A line for each option about models that guess, where none does. has_layer: the model's own is loaded."""
     lines = []
     if mtp is not None and not has_layer:
-        lines.append(f"{mtp} is not loaded: speculate 'auto' sees no gain here; speculate 'mtp' takes it in any case")
+        lines.append(f"{mtp} is not loaded by speculate 'auto' here; speculate 'mtp' loads it, or says why not")
     if vocabulary != AUTO and not guesses:
         lines.append(f"draft_vocabulary {vocabulary} changes nothing: no model guesses tokens here (speculate 'mtp')")
     return lines

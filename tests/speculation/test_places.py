@@ -132,7 +132,7 @@ def test_options_that_change_nothing_are_said(checkpoints: Checkpoints, tmp_path
     """By itself nothing guesses here: nothing was measured."""
     asked = {"max_context": 96, "no_measure": True, "mtp": tmp_path / "m.safetensors", "draft_vocabulary": 80}
     with LLM(str(checkpoints("qwen3_moe")), **asked) as llm:  # type: ignore[arg-type]
-        assert any("m.safetensors is not loaded: speculate 'auto' sees no gain" in note for note in llm.notes)
+        assert any("m.safetensors is not loaded by speculate 'auto' here" in note for note in llm.notes)
         assert any("draft_vocabulary 80 changes nothing" in note for note in llm.notes)
     path = str(checkpoints("qwen3_moe"))
     with LLM(path, max_context=96, no_measure=True, speculate=path, draft_vocabulary=80) as llm:
