@@ -242,7 +242,7 @@ def test_measure(run: Run, cache_home: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found["copies"]["host"] > 0
     assert found["pace_s"] > 0
     assert str(found["threads"]) in found["stream_by_threads"]
-    assert found["pass_s"] > 0
+    assert found["pass_s"] >= 0  # what is left of a pass behind its bytes: on a busy machine it may be nothing
 
 
 def test_a_cache_that_cannot_be_written_is_said_and_no_more(
