@@ -192,6 +192,7 @@ def linear_cases() -> Iterator[Case]:
             yield case(form, 40, 35, 77, bias=False, exact=False)
         for T, R, C in ((16, 64, 64), (17, 33, 32), (32, 16, 288), (33, 17, 96), (64, 31, 544), (200, 130, 1056)):
             yield case(form, T, R, C, bias=T == 33, exact=False)
+        yield case(form, 521, 33, 2144, bias=False, exact=False)  # more tokens and columns than a pass by lanes has
         yield case(form, 65, 1, 64, bias=True, exact=False)
         yield case(form, 1, 35, 2080, bias=True, exact=False)
         yield case(form, 65, 7, 64, bias=False, exact=False)

@@ -38,9 +38,6 @@ struct Steps {
 
 constexpr int BLOCK_PAIRS = BLOCK / 2;
 constexpr int PIECE = BLOCK_GROUP;  // blocks of a panel
-constexpr int PASS_TOKENS = 512;    // for which a panel is unpacked
-// Eights of tokens over which the asking for lines ahead is spread. Where there is one, so is the unpacking before it.
-constexpr int ASKING = 4;
 
 static_assert(PIECE % (FP8_RUN / BLOCK) == 0);
 
@@ -281,16 +278,15 @@ void pairs_seal(uint8_t* hidden, int count, int width) {
 template <class F>
 struct PairScratch {
   static constexpr size_t PANEL = size_t(PIECE) * BLOCK_PAIRS * RunPairs<F::PARTS>::STEP;
-  static constexpr size_t SUMS = sizeof(EightSums) * (PASS_TOKENS / EIGHT);
   uint8_t* panel;
 
   EightSums* sums() const { return reinterpret_cast<EightSums*>(panel + PANEL); }
-  uint8_t* more() const { return panel + PANEL + SUMS; }
+  uint8_t* more() const { return panel + PANEL + PASS_SUMS; }
 };
 
 template <class F>
 size_t pairs_scratch(int cols) {
-  return PairScratch<F>::PANEL + PairScratch<F>::SUMS + F::more_bytes(cols);
+  return PairScratch<F>::PANEL + PASS_SUMS + F::more_bytes(cols);
 }
 
 // Up to eight tokens.
@@ -303,16 +299,16 @@ void pair_products(const PairScratch<F>& scratch, const uint8_t* x, int steps, i
   by_pairs[(tokens - 1) / 2](scratch.panel, x, steps, reinterpret_cast<const float*>(scratch.more()), ahead, sums);
 }
 
-// 16 rows of both runs from `row` on with up to PASS_TOKENS tokens, panel after panel: save(sums, first token, tokens). Sums
-// are saved as soon as they are whole, so that one eight's stores are waited for while the next is multiplied; meanwhile
-// the rows behind these are asked for.
+// 16 rows of both runs from `row` on with up to PASS_TOKENS tokens from `token` on, panel after panel: save(sums, row, token,
+// tokens). Sums are saved as soon as they are whole, so that one eight's stores are waited for while the next is multiplied;
+// meanwhile the rows behind these are asked for.
 template <class F, class Save>
-void pairs_pass(const RowPair& w, int row, const uint8_t* x, size_t stride, int tokens, int cols, const PairScratch<F>& scratch,
+void pairs_pass(const RowPair& w, int row, const TileTokens& x, int token, int cols, const PairScratch<F>& scratch,
                 const Save& save) {
   const uint8_t *a = w.a + size_t(row) * w.row_bytes, *b = w.b + size_t(row) * w.row_bytes;
   const Rows16 rows_a(a, w.row_bytes, w.na - row), rows_b(row < w.nb ? b : a, w.row_bytes, most(w.nb - row, 1));
-  const int all = tile_steps(cols), eights = (tokens + EIGHT - 1) / EIGHT, early = eights == 1 ? 2 : 0;
-  const int parts = early + least(eights, ASKING);
+  const int all = tile_steps(cols), tokens = least(PASS_TOKENS, x.count - token), eights = (tokens + EIGHT - 1) / EIGHT;
+  const int early = eights == 1 ? 2 : 0, parts = early + least(eights, ASKING);
   const size_t rows_bytes = W * w.row_bytes, each = rows_bytes / all;
   __builtin_memset(scratch.sums(), 0, eights * sizeof(EightSums));
   for (int first = 0; first < all; first += PIECE) {
@@ -323,23 +319,22 @@ void pairs_pass(const RowPair& w, int row, const uint8_t* x, size_t stride, int 
     };
     F::unpack(rows_a, cols, {first, end}, {scratch.panel}, ahead(early ? 0 : parts), scratch.more());
     F::unpack(rows_b, cols, {first, end}, {scratch.panel + 64}, ahead(early ? 1 : parts), scratch.more() + 64);
-    for (int i = 0; i < eights; i++) {
-      const int n = least(EIGHT, tokens - i * EIGHT);
-      const uint8_t* eight = x + i / 2 * stride + i % 2 * pairs_half(cols) + size_t(first) * (TILE_BYTES / 2);
-      pair_products<F>(scratch, eight, end - first, n, ahead(early + i), scratch.sums()[i]);
-      if (end == all) save(scratch.sums()[i], i * EIGHT, n);
+    for (int i = 0, t = token; i < eights; i++, t += EIGHT) {
+      const int n = least(EIGHT, x.count - t);
+      const uint8_t* eight = x.base + t / TILE_SIDE * x.stride + t % TILE_SIDE / EIGHT * pairs_half(cols);
+      if (end == all) save.ask(row, t, n);
+      pair_products<F>(scratch, eight + size_t(first) * (TILE_BYTES / 2), end - first, n, ahead(early + i), scratch.sums()[i]);
+      if (end == all) save(scratch.sums()[i], row, t, n);
     }
   }
 }
 
-// All rows, 16 of both runs at a time, with all tokens: save(sums, row, token, tokens).
+// All rows, 16 of both runs at a time, with all tokens.
 template <class F, class Save>
 void pairs_run(const RowPair& w, const TileTokens& x, int cols, uint8_t* scratch_, const Save& save) {
   const PairScratch<F> scratch{scratch_};
   for (int row = 0; row < w.na; row += W)
-    for (int first = 0; first < x.count; first += PASS_TOKENS)
-      pairs_pass<F>(w, row, x.base + first / TILE_SIDE * x.stride, x.stride, least(PASS_TOKENS, x.count - first), cols, scratch,
-                    [&](const EightSums& sums, int token, int n) { save(sums, row, first + token, n); });
+    for (int token = 0; token < x.count; token += PASS_TOKENS) pairs_pass<F>(w, row, x, token, cols, scratch, save);
 }
 
 template <class F>

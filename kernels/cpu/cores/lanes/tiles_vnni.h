@@ -28,6 +28,9 @@ struct PanelOf {
   static constexpr bool MIN = MIN_, NIBBLES = NIBBLES_, POWERS = POWERS_;
   static constexpr int LINES = NIBBLES ? WORDS / 2 : WORDS;  // of a block and a run
   static constexpr size_t CODES_BYTES = size_t(LINES) * RUNS * 64;
+  // Blocks of a panel: 16 KB of codes, which the first cache holds. Sums of many tokens wait in the second, so that it is a
+  // longer one for them, but where there are two sums a block and a panel would be read twice.
+  static constexpr int FEW = 128, GROUP = (NIBBLES ? 2 : 1) * BLOCK_GROUP, MOST = PARTS == 2 ? GROUP : 4 * BLOCK_GROUP;
   static_assert(PARTS == 1 || !(NIBBLES || POWERS), "their sums go into one");
   static_assert(!(MIN && POWERS), "minimums are no powers");
 };
@@ -39,15 +42,17 @@ constexpr bool HAS_POWERS = std::is_same<typename F::Scales, PowerScales>::value
 
 // A group of blocks and a run; tells whether all factors are medium.
 template <class F>
-bool vnni_unpack(const Rows16& rows, int blocks, int first, int n, int run, uint8_t* panel, float* factors) {
+bool vnni_unpack(const Rows16& rows, int blocks, int first, int n, int run, uint8_t* panel, float* factors, const Ahead& ahead) {
   using P = PanelFor<F>;
   const auto line = [&](int block, int j) { return panel + size_t(block) * P::CODES_BYTES + (j * RUNS + run) * 64; };
   if constexpr (P::NIBBLES)
     turn_codes<F>(rows, blocks, first, n, [&](int block, int word, I codes) __attribute__((always_inline)) {
+      if (word == 0) ahead.ask(block);
       _mm512_store_si512(line(block, word), codes);
     });
   else
     unpack_codes<F>(rows, blocks, first, n, [&](int block, const Step& q) __attribute__((always_inline)) {
+      ahead.ask(block);
 #pragma GCC unroll 8
       for (int j = 0; j < WORDS; j++) _mm512_store_si512(line(block, j), q[j]);
     });
@@ -69,13 +74,15 @@ struct Panel {
   static size_t bytes(int blocks) { return codes_bytes(blocks) + size_t(blocks) * FACTORS<F> * RUNS * 64; }
   Panel(uint8_t* at, int blocks) : codes(at), factors(reinterpret_cast<float*>(at + codes_bytes(blocks))) {}
 
-  // Blocks first .. first + n of a row; tells whether all factors are medium, where that matters.
-  bool unpack(const Rows16 (&rows)[RUNS], int blocks, int first, int n) const {
+  // Blocks first .. first + n of a row; tells whether all factors are medium, where that matters. `ahead` is asked for during
+  // the first run's, then during the second's.
+  bool unpack(const Rows16 (&rows)[RUNS], int blocks, int first, int n, const Ahead (&ahead)[RUNS]) const {
     bool medium = true;
     for (int done = 0; done < n; done += BLOCK_GROUP)
       for (int run = 0; run < RUNS; run++)
         medium &= vnni_unpack<F>(rows[run], blocks, first + done, least(BLOCK_GROUP, n - done), run,
-                                 codes + size_t(done) * PanelFor<F>::CODES_BYTES, factors + size_t(done) * FACTORS<F> * RUNS * W);
+                                 codes + size_t(done) * PanelFor<F>::CODES_BYTES, factors + size_t(done) * FACTORS<F> * RUNS * W,
+                                 ahead[run].from(done));
     return medium;
   }
 };
@@ -219,37 +226,55 @@ void eight_products(const uint8_t* panel, const float* f, const uint8_t* x, int 
   }
 }
 
-// Up to so many tokens go through a group of blocks after the other: the panel stays in the first cache, and sums wait. More
-// of them would wait in the second, and rows are unpacked whole.
-constexpr int FEW = 32;
+// What a thread needs: a panel, and the sums of a pass.
+template <class F>
+struct PanelScratch {
+  static size_t bytes() { return Panel<F>::bytes(PanelFor<F>::MOST) + PASS_SUMS; }
+  uint8_t* first;
 
-// 16 rows of both runs after the other with all tokens: save(sums, row, token, tokens).
+  Panel<F> panel() const { return {first, PanelFor<F>::MOST}; }
+  EightSums* sums() const { return reinterpret_cast<EightSums*>(first + Panel<F>::bytes(PanelFor<F>::MOST)); }
+};
+
+// 16 rows of both runs from `row` on with up to PASS_TOKENS tokens from `token` on, a panel after the other: save(sums, row,
+// token, tokens). Sums wait from panel to panel; meanwhile the rows behind these are asked for: where eight tokens at most have
+// two sums a block, during the unpacking, too (q6_k takes 0.6 of the time, others would take 1.15 times it).
 template <class F, class Save>
-void vnni_run(const RowPair& w, const TileTokens& x, int cols, uint8_t* scratch, const Save& save) {
-  const int blocks = cols / BLOCK, group = x.count <= FEW ? BLOCK_GROUP : blocks;
+void vnni_pass(const RowPair& w, int row, const TileTokens& x, int token, int cols, const PanelScratch<F>& scratch,
+               const Save& save) {
+  const uint8_t *a = w.a + size_t(row) * w.row_bytes, *b = w.b + size_t(row) * w.row_bytes;
+  const Rows16 rows[RUNS] = {{a, w.row_bytes, w.na - row}, {row < w.nb ? b : a, w.row_bytes, most(w.nb - row, 1)}};
+  const int blocks = cols / BLOCK, tokens = least(PASS_TOKENS, x.count - token), eights = (tokens + EIGHT - 1) / EIGHT;
+  const int group = tokens <= PanelFor<F>::FEW ? PanelFor<F>::GROUP : PanelFor<F>::MOST;
+  const int early = F::PARTS == 2 && eights == 1 ? 2 : 0, parts = early + least(eights, ASKING);
   const size_t rows_bytes = W * w.row_bytes, each = rows_bytes / blocks;
-  const Panel<F> panel(scratch, group);
-  alignas(64) EightSums waiting[FEW / EIGHT];
-  for (int row = 0; row < w.na; row += W) {
-    const uint8_t *a = w.a + size_t(row) * w.row_bytes, *b = w.b + size_t(row) * w.row_bytes;
-    const Rows16 rows[RUNS] = {{a, w.row_bytes, w.na - row}, {row < w.nb ? b : a, w.row_bytes, most(w.nb - row, 1)}};
-    for (int first = 0; first < blocks; first += group) {
-      const int n = least(group, blocks - first);
-      const bool medium = panel.unpack(rows, blocks, first, n);
-      const size_t next = rows_bytes + first * each;
-      for (int t = 0; t < x.count; t += EIGHT) {
-        const Ahead ahead{a + next, b + next, t == 0 ? each : 0};
-        const uint8_t* eight = x.base + t / TILE_SIDE * x.stride + t % TILE_SIDE / EIGHT * vnni_half(cols);
-        const bool powers = HAS_POWERS<F> && medium && eight[MEDIUM * EIGHT * 4];
-        EightSums& sums = waiting[x.count <= FEW ? t / EIGHT : 0];
-        if (first == 0) __builtin_memset(sums, 0, sizeof(EightSums));
-        const int count = least(EIGHT, x.count - t);
-        (powers ? eight_products<PanelFor<F, HAS_POWERS<F>>> : eight_products<PanelFor<F>>)(
-            panel.codes, panel.factors, eight + first * EIGHT_BYTES, n, count, ahead, sums);
-        if (first + n == blocks) save(sums, row, t, count);
-      }
+  const Panel<F> panel = scratch.panel();
+  __builtin_memset(scratch.sums(), 0, eights * sizeof(EightSums));
+  for (int first = 0; first < blocks; first += group) {
+    const int n = least(group, blocks - first);
+    const auto ahead = [&](int part) {
+      const size_t done = rows_bytes + first * each + n * each * part / parts;
+      return Ahead{a + done, b + done, part < parts ? each / parts : 0};
+    };
+    const bool medium = panel.unpack(rows, blocks, first, n, {ahead(early ? 0 : parts), ahead(early ? 1 : parts)});
+    for (int i = 0, t = token; i < eights; i++, t += EIGHT) {
+      const uint8_t* eight = x.base + t / TILE_SIDE * x.stride + t % TILE_SIDE / EIGHT * vnni_half(cols);
+      const bool powers = HAS_POWERS<F> && medium && eight[MEDIUM * EIGHT * 4];
+      const int count = least(EIGHT, x.count - t);
+      if (first + n == blocks) save.ask(row, t, count);
+      (powers ? eight_products<PanelFor<F, HAS_POWERS<F>>> : eight_products<PanelFor<F>>)(
+          panel.codes, panel.factors, eight + first * EIGHT_BYTES, n, count, ahead(early + i), scratch.sums()[i]);
+      if (first + n == blocks) save(scratch.sums()[i], row, t, count);
     }
   }
+}
+
+// All rows, 16 of both runs at a time, with all tokens: save(sums, row, token, tokens).
+template <class F, class Save>
+void vnni_run(const RowPair& w, const TileTokens& x, int cols, uint8_t* scratch_, const Save& save) {
+  const PanelScratch<F> scratch{scratch_};
+  for (int row = 0; row < w.na; row += W)
+    for (int token = 0; token < x.count; token += PASS_TOKENS) vnni_pass<F>(w, row, x, token, cols, scratch, save);
 }
 
 template <class F>
@@ -263,8 +288,8 @@ void vnni_glu(const RowPair& w, const TileTokens& x, int cols, const TileHidden&
 }
 
 template <class F>
-size_t vnni_scratch(int cols) {
-  return Panel<F>::bytes(most(cols / BLOCK, BLOCK_GROUP));
+size_t vnni_scratch(int) {
+  return PanelScratch<F>::bytes();
 }
 
 template <class F>

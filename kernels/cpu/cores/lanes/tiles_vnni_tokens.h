@@ -75,6 +75,8 @@ inline __mmask8 vnni_pack_block(const float* const* x, uint8_t* to) {
          _mm256_cmp_ps_mask(scale, _mm256_set1_ps(MEDIUM_TOKEN), _CMP_LE_OQ);
 }
 
+constexpr int PACK_AHEAD = 256;  // values of a token that are asked for ahead
+
 // Up to 16 tokens; where an eight has fewer, its last one fills the place.
 void vnni_pack(const float* x, size_t stride, const int32_t* index, int count, int cols, uint8_t* tiles) {
   for (int first = 0; first < count; first += EIGHT, tiles += vnni_half(cols)) {
@@ -82,7 +84,10 @@ void vnni_pack(const float* x, size_t stride, const int32_t* index, int count, i
     __mmask8 medium = 0xFF;
     for (int b = 0; b < cols / BLOCK; b++) {
       medium &= vnni_pack_block(token.at, tiles + size_t(b) * EIGHT_BYTES);
-      for (const float*& at : token.at) at += BLOCK;
+      for (const float*& at : token.at) {
+        for (int i = 0; i < BLOCK; i += W) __builtin_prefetch(at + PACK_AHEAD + i, 0, 3);
+        at += BLOCK;
+      }
     }
     tiles[MEDIUM * EIGHT * 4] = medium == 0xFF;
   }
