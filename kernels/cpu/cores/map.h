@@ -122,11 +122,18 @@ void sigmoid(const float* x, int n, float* out) {
   map(x, n, out, [](V v) { return sigmoid(v); });
 }
 
+// Rows of a sum lie anywhere: experts' products of 512 tokens take half the time if those of the next token are asked for.
+inline void ask_rows(const float* rows, size_t stride, const int32_t* at, int k) {
+  for (int j = 0; j < k; j++) __builtin_prefetch(rows + size_t(at[j]) * stride, 0, 2);
+}
+
 // y = sum over k, in order, of w[k] * rows[at[k]]
-void weighted_sum(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y) {
+void weighted_sum(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y,
+                  const int32_t* next) {
   for (int i = 0; i < n; i += W) {
     const int lanes = least(W, n - i);
     V acc = zero();
+    if (next) ask_rows(rows + i, stride, next, k);
     for (int j = 0; j < k; j++) acc = fma(load_n(rows + size_t(at[j]) * stride + i, lanes), set1(w[j]), acc);
     store_n(y + i, acc, lanes);
   }
@@ -134,10 +141,11 @@ void weighted_sum(const float* rows, size_t stride, const int32_t* at, const flo
 
 // The same of rows that have their expert's bias added.
 void biased_sum(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y,
-                const DownBiases& biases) {
+                const int32_t* next, const DownBiases& biases) {
   for (int i = 0; i < n; i += W) {
     const int lanes = least(W, n - i);
     V acc = zero();
+    if (next) ask_rows(rows + i, stride, next, k);
     for (int j = 0; j < k; j++) {
       if (biases.ids[j] < 0) continue;
       const V bias = load_n(biases.first + size_t(biases.ids[j]) * biases.stride + i, lanes);

@@ -197,9 +197,11 @@ struct Kernels {
   void (*softmax)(const float* x, int n, float* out);
   void (*sigmoid)(const float* x, int n, float* out);
   int (*largest)(const float* x, int n, float* top);
-  void (*weighted_sum)(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y);
+  // next: k rows that are added up after these, and are asked for meanwhile; null: none.
+  void (*weighted_sum)(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y,
+                       const int32_t* next);
   void (*biased_sum)(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y,
-                     const DownBiases& biases);
+                     const int32_t* next, const DownBiases& biases);
   void (*attend_query)(const float* q, const AttendRows& keys, int format, float scale, float* out);  // out: [keys.dp]
   void (*attend)(const AttendItem& item, int begin, int end, const AttendState& state);               // keys [begin, end)
   void (*attend_merge)(const AttendState& total, const AttendState& part, int rows, int dp);

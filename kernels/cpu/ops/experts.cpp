@@ -5,9 +5,10 @@
 // 'Whole' experts: one worker does all three matrices of an expert for all its tokens, long contiguous reads and no
 // barrier in between. Where whole experts cannot be dealt out evenly (Mixtral's two on 16 cores, one crowded expert in a
 // prompt), the largest are 'split' by rows, with a barrier between the phases; plan() weighs both. A few are always
-// split where there are few groups: their last phase comes in small pieces at the end, which evens out cores of unequal
-// speed (2 of 8 split on 2 cores: 1 to 6 % faster than none or all). Every pair writes its own row of `out` and the sum
-// runs over k in order, so neither the schedule nor the number of threads changes a bit.
+// split where there are few groups, or where they go through tiles, so that none takes longer for being cut: their last phase
+// comes in small pieces at the end, which evens out cores of unequal speed (2 of 8 split on 2 cores: 1 to 6 % faster than none
+// or all). Every pair writes its own row of `out` and the sum runs over k in order, so neither the schedule nor the number of
+// threads changes a bit.
 //
 // A pair whose expert is -1 is not this bank's business: nothing is read for it, and it adds a row of zeros.
 //
@@ -46,7 +47,8 @@ float finish_time(const Layer& layer, int split, int workers, float* load) {
 // How many of the largest groups to split: none, a few, the remainder of an even deal, or all.
 int plan(const Layer& layer, int workers, float* load) {
   if (workers == 1) return 0;
-  const int least = layer.groups < EVEN_GROUPS * workers ? std::min(layer.groups, workers) : 0;
+  const bool evens = layer.groups < EVEN_GROUPS * workers || (layer.groups && layer.list[0].tiled);
+  const int least = evens ? std::min(layer.groups, workers) : 0;
   int best = least;
   float best_time = finish_time(layer, best, workers, load);
   const auto consider = [&](int split) {

@@ -280,12 +280,13 @@ struct Layer {
     for (int i = columns_of_tokens.begin; i < columns_of_tokens.end; i++) {
       const int t = i / blocks, c = i % blocks * SUM_COLUMNS, n = std::min(SUM_COLUMNS, bank.hidden - c);
       const size_t first = size_t(t) * top_k;
+      const int32_t* next = t + 1 < tokens ? row_of + first + top_k : nullptr;
       float* to = y + size_t(t) * bank.hidden + c;
       if (bank.bias_offset)
-        isa.biased_sum(out + c, out_stride(bank), row_of + first, weights + first, top_k, n, to,
+        isa.biased_sum(out + c, out_stride(bank), row_of + first, weights + first, top_k, n, to, next,
                        {biases(0) + 2 * bank.width + c, bank.bytes / sizeof(float), ids + first});
       else
-        isa.weighted_sum(out + c, out_stride(bank), row_of + first, weights + first, top_k, n, to);
+        isa.weighted_sum(out + c, out_stride(bank), row_of + first, weights + first, top_k, n, to, next);
     }
   }
 };

@@ -361,7 +361,9 @@ void attention_block(const Block& block, const Places& places, float* x, const f
                      const Wanted& wanted, float* h, int32_t* ids, float* weights, const Context& context);
 
 // experts.cpp
-constexpr size_t EXPERT_OUT_BYTES = size_t(128) << 20;  // of every pair's output; more tokens go through in chunks
+// Of every pair's output; more tokens go through in chunks. A power of two and what its rows have in addition (out_stride), so
+// that 2048 tokens of 8 experts and 2048 columns are not 2032 and 16.
+constexpr size_t EXPERT_OUT_BYTES = size_t(129) << 20;
 // Throws std::out_of_range for an id that the bank does not have.
 void experts(const float* x, int tokens, const int32_t* ids, const float* weights, int top_k, const Bank& bank,
              float* y, const Context& context);

@@ -80,7 +80,7 @@ void weighted_rows(const float* rows, const float* weights, int tokens, int top_
   std::iota(at, at + size_t(tokens) * top_k, 0);
   each_token(turn.team, tokens, int64_t(tokens) * top_k * d, [&](int t) {
     const size_t first = size_t(t) * top_k;
-    isa.weighted_sum(rows, size_t(d), at + first, weights + first, top_k, d, y + size_t(t) * d);
+    isa.weighted_sum(rows, size_t(d), at + first, weights + first, top_k, d, y + size_t(t) * d, nullptr);
   });
 }
 

@@ -145,13 +145,13 @@ struct KeyRows {
             const float* v, int n, float* out) const {
     float* c = rows + keys * stride;
     for (int i = 0; i < keys; i++) seen[i] = d[i] * k[i], asked[i] = d[i] * q[i];
-    isa.weighted_sum(rows, stride, at, seen, keys, n, c);
-    isa.weighted_sum(rows, stride, at, asked, keys, n, out);
+    isa.weighted_sum(rows, stride, at, seen, keys, n, c, nullptr);
+    isa.weighted_sum(rows, stride, at, asked, keys, n, out, nullptr);
     for (int j = 0; j < n; j++) c[j] = beta * (v[j] - c[j]), out[j] += product * c[j];
     for (int i = 0; i < keys; i++) {
       const int32_t both[] = {i, keys};
       const float weights[] = {d[i], k[i]};
-      isa.weighted_sum(rows, stride, both, weights, 2, n, rows + i * stride);
+      isa.weighted_sum(rows, stride, both, weights, 2, n, rows + i * stride, nullptr);
     }
   }
 };

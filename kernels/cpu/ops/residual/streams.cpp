@@ -73,7 +73,7 @@ void take_streams(const StreamRows& x, const float* takes, const float* norm, fl
   std::iota(all, all + x.streams, 0);
   each_token(turn.team, x.tokens, values(x), [&](int t) {
     float* y = out + size_t(t) * x.d;
-    isa.weighted_sum(stream(x, t, 0), size_t(x.stride), all, takes + size_t(t) * x.streams, x.streams, x.d, y);
+    isa.weighted_sum(stream(x, t, 0), size_t(x.stride), all, takes + size_t(t) * x.streams, x.streams, x.d, y, nullptr);
     if (norm) isa.rmsnorm(y, norm, x.d, eps, y);
   });
 }
@@ -93,7 +93,7 @@ void close_streams(const StreamRows& x, const float* mixes, const float* gives, 
           const float one = mixes[(size_t(t) * m + from) * m + to];
           if (one != 0.0f) at[count] = from, by[count++] = one;  // most streams of some models stay where they are
         }
-        isa.weighted_sum(stream(x, t, 0), size_t(x.stride), at, by, count, x.d, y);
+        isa.weighted_sum(stream(x, t, 0), size_t(x.stride), at, by, count, x.d, y, nullptr);
       } else {
         std::memcpy(y, stream(x, t, to), size_t(x.d) * sizeof(float));
       }
