@@ -187,7 +187,7 @@ def perplexity(model: str, file: Path, asked: Values, config: Values, as_json: b
 def measure(config: Values, rounds: int, quick: bool, formats: str, as_json: bool) -> None:
     """Measure how fast this machine's kernels read memory and what a step costs besides; saved for predictions."""
     from .engine.bench import calibrate
-    from .engine.measure import other_load, tile_thresholds, weight_prefetch
+    from .engine.measure import attention_products, other_load, tile_thresholds, weight_prefetch
     from .engine.terminal import generate_command
     from .engine.terminal.doctor import profile_table
     from .kernels.context import THREADS, Context
@@ -197,6 +197,7 @@ def measure(config: Values, rounds: int, quick: bool, formats: str, as_json: boo
     if chosen.profile is not None:
         writable.check(chosen.profile, "the profile")
     context = replace(context, prefetch=weight_prefetch.refresh(context))
+    products = attention_products.refresh(context) if context.has_bf16_attention else "float32"
     profile = calibrate.measure(context, rounds, quick, calibrate.named(formats))
     if as_json:
         print(json.dumps(asdict(profile)))
@@ -213,6 +214,7 @@ def measure(config: Values, rounds: int, quick: bool, formats: str, as_json: boo
     if found := tile_thresholds.refresh(context):
         least = ", ".join(f"{count} ({name})" for name, count in found.items())
         generate_command.say(f"matrix tiles take over from so many tokens on: {least}")
+    generate_command.say(f"attention on a cache of bf16 multiplies {products}")
 
 
 @command

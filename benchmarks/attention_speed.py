@@ -2,13 +2,14 @@
 
     python benchmarks/attention_speed.py [--other PYTHON] [--filter decode] [--most 75] [--rounds 7] [--seconds 0.02]
                                          [--threads N] [--isa NAME] [--clock wall] [--scattered] [--arena 1.5]
-                                         [--kv-format q8_0] [--json [FILE]]
+                                         [--kv-format q8_0] [--attention float32] [--json [FILE]]
 
 Decode is one new token of 1, 4 or 16 sequences on contexts of 512, 8192 and 32768 tokens; prefill is 512 new tokens of
 one sequence behind 0, 8192 and 32768 of them. Heads are those of real models, caches bf16 or q8_0. `made` is what a
 prompt of DeepSeek-V2-Lite attends to: keys and values that are made of latents. Every call has pages of its own in an
 arena that no cache holds, those of a sequence one after the other as in a cache that is new, or anywhere with
---scattered.
+--scattered. On a cache of bf16 products are those of bf16, where the CPU has them, unless --attention says float32;
+the peak is that of float32 all the same.
 
 A round reads memory, times the case, reads memory again; "of read" is the case's bytes a second over the mean of both
 reads, "of peak" its operations a second over the highest rate of multiply-adds on registers alone. Which of the two
@@ -35,7 +36,7 @@ from typing import Any
 PAGE = 32
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
 READ_BYTES = 64_000_000
-PEAK = "float multiply-adds"
+PEAK, BF16_PEAK = "float multiply-adds", "bf16 dot products"
 CONTEXTS, SEQUENCES, CHUNK, DEPTHS = (512, 8192, 32768), (1, 4, 16), 512, (0, 8192, 32768)
 
 
@@ -108,18 +109,27 @@ def all_cases(form: str) -> Iterator[Case]:
 # The side that computes
 
 
+def context_of(options: argparse.Namespace) -> Any:
+    """How this build's kernels compute; a build from before bf16 products has none."""
+    from headrace.kernels.context import ISA, THREADS, Context
+
+    context = Context(isa=options.isa or ISA, threads=options.threads or THREADS)
+    if options.attention == "bf16" and getattr(context, "has_bf16_attention", False):
+        context = replace(context, attention="bf16")
+    return context
+
+
 class Bench:
     """An arena of random bf16 numbers, and attention on it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         import torch
 
-        from headrace.kernels.context import ISA, THREADS, Context
         from headrace.kernels.cpu import CpuOps, advise_huge
 
         torch.set_num_threads(1)
         self.options, self.clock = options, CLOCKS[options.clock]
-        self.ops = CpuOps(Context(isa=options.isa or ISA, threads=options.threads or THREADS))
+        self.ops = CpuOps(context_of(options))
         self.generator = torch.Generator().manual_seed(3)
         numbers = int(options.arena * 1e9) // 2
         piece = torch.randn(1 << 22, generator=self.generator).bfloat16()
@@ -143,11 +153,11 @@ class Bench:
         cpu.stream_read(self.ops.context, part)
         return part.numel() / (self.clock() - start)
 
-    def peak(self) -> float:
+    def peak(self, kind: str) -> float:
         """Multiply-adds on registers: operations a second."""
         from headrace.kernels import cpu
 
-        return cpu.peak_rate(self.ops.context, PEAK)
+        return cpu.peak_rate(self.ops.context, kind)
 
     def seconds(self, case: Case) -> float:
         """Of one call, each with the next pages."""
@@ -213,7 +223,7 @@ def serve(options: argparse.Namespace) -> None:
         if isinstance(asked, int):
             print(json.dumps(bench.seconds(cases[asked]) if bench.fits(cases[asked]) else 0.0), flush=True)
         else:
-            print(json.dumps(bench.read() if asked == "read" else bench.peak()), flush=True)
+            print(json.dumps(bench.read() if asked == "read" else bench.peak(asked)), flush=True)
 
 
 # The side that asks
@@ -259,11 +269,12 @@ def measure(number: int, sides: dict[str, Side], rounds: int) -> dict[str, Any] 
     return found
 
 
-def summary(case: Case, found: dict[str, Any], peak: float) -> dict[str, Any]:
-    """Medians of a case. Shares of the bound are taken round by round."""
+def summary(case: Case, found: dict[str, Any], peak: float, arithmetic: float | None = None) -> dict[str, Any]:
+    """Medians of a case. Shares are taken round by round; arithmetic: operations a second of the products, which
+    bound it where reading does not (None: the peak)."""
     row: dict[str, Any] = {"case": case.name, "bytes": case.bytes, "flops": case.flops}
     read = statistics.median(found["reads"])
-    row["bound"] = "read" if case.bytes / read > case.flops / peak else "peak"
+    row["bound"] = "read" if case.bytes / read > case.flops / (arithmetic or peak) else "peak"
     for name in ("here", "other"):
         if name not in found:
             continue
@@ -296,15 +307,17 @@ def run(options: argparse.Namespace) -> None:
     import result_file
 
     from headrace.engine.bench.passport import passport
-    from headrace.kernels.context import ISA, THREADS, Context
 
     sides = {"here": Side(sys.executable)}
     if options.other:
         sides["other"] = Side(options.other)
-    peak = max(sides["here"].ask("peak") for _ in range(25))
-    context = Context(isa=options.isa or ISA, threads=options.threads or THREADS)
+    context = context_of(options)
+    peak = max(sides["here"].ask(PEAK) for _ in range(25))
+    is_bf16 = options.kv_format == "bf16" and getattr(context, "attention", "float32") == "bf16"
+    arithmetic = max(sides["here"].ask(BF16_PEAK) for _ in range(25)) if is_bf16 else None
     result: dict[str, Any] = {
         "passport": passport(context), "clock": options.clock, "kv_format": options.kv_format,
+        "attention": getattr(context, "attention", "float32"),
         "pages": "scattered" if options.scattered else "in order",
         "load_average": os.getloadavg()[0], "peak_gflop_per_s": round(peak / 1e9, 1), "reads_gb_per_s": [], "rows": [],
     }  # fmt: skip
@@ -315,7 +328,7 @@ def run(options: argparse.Namespace) -> None:
         found = measure(number, sides, options.rounds) if asked else None
         if found:
             reads += found["reads"]
-            result["rows"].append(summary(case, found, peak))
+            result["rows"].append(summary(case, found, peak, arithmetic))
             print(show(result["rows"][-1]), flush=True)
     if len(reads) > 1:
         result["reads_gb_per_s"] = [round(value / 1e9, 1) for value in statistics.quantiles(reads, n=4)]
@@ -338,6 +351,7 @@ def main() -> None:
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--scattered", action="store_true", help="pages of a sequence lie anywhere")
     parser.add_argument("--kv-format", choices=["bf16", "q8_0"], default="bf16", help="what caches are stored as")
+    parser.add_argument("--attention", choices=["bf16", "float32"], default="bf16", help="what is multiplied")
     parser.add_argument("--arena", type=float, default=1.5, help="GB of cache, in each process")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     result_file.add_option(parser, "attention")

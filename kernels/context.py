@@ -43,6 +43,8 @@ class Context:
     one scale for 256 columns too. "bf16": as they are with few tokens, to bf16 in tiles, and so are the weights.
     f16 and bf16 are multiplied as with "bf16", their weights as they are; fp8 takes activations in bf16 for any number
     of tokens where the CPU multiplies bf16.
+    attention: what attention multiplies on a cache of bf16. "float32": queries and weights as they are. "bf16": both
+    rounded to it, where `has_bf16_attention` and the width of heads is a multiple of 32; sums and softmax are float32.
     prefetch: whether weights are asked for ahead of what is read; changes no result. As is known of CPUs of this kind,
     if nothing else was said.
     tiles_from: from how many tokens of a matrix or an expert on tiles are used, by format name; a format left out as
@@ -52,6 +54,7 @@ class Context:
     isa: str = ISA
     threads: int = THREADS
     activations: str = "int8"
+    attention: str = "float32"
     prefetch: bool = PREFETCH
     tiles_from: Mapping[str, int] = field(default_factory=dict)
     native: Any = field(init=False, compare=False, repr=False)  # the extension's own
@@ -60,12 +63,14 @@ class Context:
         assert self.isa in available_isas(), f"isa {self.isa}: this CPU has {', '.join(available_isas())}"
         assert self.threads >= 1, f"threads: {self.threads}"
         assert self.activations in ("int8", "bf16"), f"activations {self.activations}"
+        assert self.attention in ("float32", "bf16"), f"attention {self.attention}"
         assert all(count > 0 for count in self.tiles_from.values()), f"tiles from {dict(self.tiles_from)} tokens on"
         tiles_from = {FORMATS[name].code: count for name, count in self.tiles_from.items()}
         exact = self.activations == "bf16"
         native = _cpu.Context(
-            isa=self.isa, exact=exact, threads=self.threads, prefetch=self.prefetch, tiles_from=tiles_from
-        )
+            isa=self.isa, exact=exact, threads=self.threads, prefetch=self.prefetch, pairs=self.attention == "bf16",
+            tiles_from=tiles_from,
+        )  # fmt: skip
         object.__setattr__(self, "native", native)
 
     @property
@@ -73,6 +78,11 @@ class Context:
         """From how many tokens on tiles are used; formats without tiles are left out."""
         counts = {name: int(self.native.tile_tokens(form.code)) for name, form in FORMATS.items()}
         return {name: count for name, count in counts.items() if count}
+
+    @property
+    def has_bf16_attention(self) -> bool:
+        """Whether the instruction set multiplies bf16 in attention."""
+        return bool(self.native.has_pairs())
 
     @property
     def bf16_products(self) -> str:

@@ -34,7 +34,7 @@ torch.set_num_threads(1)
 from headrace import cli
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
-from headrace.engine.measure import tile_thresholds, weight_prefetch
+from headrace.engine.measure import attention_products, tile_thresholds, weight_prefetch
 from headrace.kernels.context import ISA, THREADS, Context
 from headrace.kernels.formats import BLOCK
 from headrace.kernels.isa import kernels_digest
@@ -161,6 +161,7 @@ def first_start(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("XDG_CACHE_HOME", str(path))
         for context in contexts():
             weight_prefetch.save(context, context.prefetch)
+            attention_products.save(context, "float32")  # what bf16 does to rounding is the matter of tests of kernels
             if built_in := context.tile_tokens:
                 tile_thresholds.save(context, rounding_alike(context, built_in))
     return path

@@ -9,7 +9,7 @@ from ...errors import OptionError
 from ...kernels import FORMATS
 from ...kernels.context import Context
 from ..bandwidth_model.profile import Profile, profile_path
-from ..measure import kernel_rates, link_rates
+from ..measure import attention_products, kernel_rates, link_rates
 from ..measure.other_load import Strangers
 from . import overhead
 
@@ -39,6 +39,7 @@ def measure(
     """Measures bandwidths, overheads, disk and copies in this context; half a minute on a quiet machine, `quick` under
     20 seconds. more: formats besides the usual ones. Raises MemoryNeeded."""
     others = Strangers()
+    context = attention_products.use(context)
     if quick:
         profile = kernel_rates.measure(context, QUICK_ROUNDS, QUICK_ARENA, more)
     else:

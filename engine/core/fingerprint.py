@@ -40,7 +40,7 @@ def _of_model(parts: EngineParts) -> bytes:
     context, config, main = parts.context, parts.config, parts.main
     told = (
         PAGE, parts.decoder.cache.windows, parts.spec, parts.checkpoint.formats, parts.kv_format, parts.kernels,
-        context.isa, context.activations, sorted(context.tile_tokens.items()),
+        context.isa, context.activations, context.attention, sorted(context.tile_tokens.items()),
         sorted(t.value for t in parts.placement.tiers), main.backend, main.name if main.is_cuda else "",
         config.deterministic, config.hosts and config.wire,
     )  # fmt: skip

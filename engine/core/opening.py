@@ -20,7 +20,7 @@ from ..config import EngineConfig
 from ..devices import device as devices
 from ..devices import gpu_gaps, host, same_bits
 from ..devices.device import Device
-from ..measure import tile_thresholds, weight_prefetch
+from ..measure import attention_products, tile_thresholds, weight_prefetch
 from ..placement import placement as placing
 from ..placement.placement import Tier
 from ..speculation.row_kernels import without_tiles
@@ -85,12 +85,13 @@ def _open(
 def _with_thresholds(
     config: EngineConfig, context: Context, ops: Ops, found: dict[Tier, Device], checkpoint: Checkpoint
 ) -> tuple[Context, Ops, dict[Tier, Device]]:
-    """The same for the formats of a model: from how many tokens on tiles are used is measured where it was not yet; a
-    deterministic run takes none."""
+    """The same for the formats of a model: from how many tokens on tiles are used, and what attention multiplies, is
+    measured where it was not yet; a deterministic run takes no tiles, and float32."""
     if config.deterministic:
         context = without_tiles(context)
     else:
         context = tile_thresholds.use(context, not config.no_measure, checkpoint.formats.used)
+        context = attention_products.use(context, not config.no_measure)
     now = kernels.load("cpu", context)
     return context, now, {t: replace(one, ops=now) if one.ops is ops else one for t, one in found.items()}
 

@@ -38,6 +38,8 @@ ALL = (
     *KEY_CASES, *glu_cases(BENT), *KIND_CASES, *STATE_SPACE_CASES, *STREAM_CASES, *POOLED_CASES,
 )  # fmt: skip
 SMALL = [case for case in ALL if not case.bench]
+ATTENDING = ("attention", "attention_block", "layers")
+PAIRS_LOSE = 2.0**-8 + 2.0**-17  # of a query or a weight of attention: its rounding to bf16, and a shorter exponential
 
 
 @contextmanager
@@ -63,6 +65,11 @@ def activations_of(case: Case) -> tuple[str, ...]:
     return ("int8", "bf16") if case.op in ("linear", "experts") and not is_exact else ("int8",)
 
 
+def products_of(case: Case, context: Context) -> tuple[str, ...]:
+    """What attention may multiply."""
+    return ("float32", "bf16") if case.op in ATTENDING and context.has_bf16_attention else ("float32",)
+
+
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.op}: {case.name}")
 def test_case(case: Case) -> None:
     inputs = case.inputs(FewRows(torch.Generator().manual_seed(1), rows=61))
@@ -72,15 +79,17 @@ def test_case(case: Case) -> None:
         for activations in activations_of(case):
             context = Context(isa=isa, activations=activations)
             tiles = {"tiles": context.tile_tokens, "tile_groups": context.tile_groups}
-            rounds = {**tiles, "activations": activations}
-            if str(rounds) not in bounds:
-                bounds[str(rounds)] = case.allowed({**inputs, **rounds}, expected)
-            check(case, inputs, expected, bounds[str(rounds)], context)
+            for products in products_of(case, context):
+                lost = PAIRS_LOSE if products == "bf16" else 0.0
+                rounds = {**tiles, "activations": activations, "attention": lost}
+                if str(rounds) not in bounds:
+                    bounds[str(rounds)] = case.allowed({**inputs, **rounds}, expected)
+                check(case, inputs, expected, bounds[str(rounds)], replace(context, attention=products))
 
 
 def check(case: Case, inputs: Inputs, expected: list[Tensor], allowed: list[Tensor | float], context: Context) -> None:
     """Within bounds in this context, and the same bits from one, two and three threads."""
-    how = f"{context.isa} with {context.activations}"
+    how = f"{context.isa} with {context.activations}, attention by {context.attention}"
     outcomes = []
     for threads in (1, 2, 3):
         with poisoned():

@@ -44,7 +44,8 @@ class Terms:
         if isinstance(ops, CpuOps):
             context = ops.context
             tiles = dict(context.tiles_from)
-            computing = {"isa": context.isa, "activations": context.activations, "tiles_from": tiles}
+            computing = {"isa": context.isa, "activations": context.activations, "attention": context.attention}
+            computing["tiles_from"] = tiles
         return cls(options=options, computing=computing, wire=WIRES[config.wire], limit=limit)
 
     def as_json(self) -> dict[str, Any]:
@@ -86,6 +87,10 @@ def _computing(said: dict[str, Any]) -> dict[str, Any]:
     for name, tokens in tiles.items():
         if count(tokens, "tiles_from") not in range(1, MOST_TOKENS + 1) or not FORMATS[name]:
             raise ValueError(f"tiles of {name} from {tokens} tokens on")
-    if said and (not isinstance(said["isa"], str) or said["activations"] not in ("int8", "bf16")):
+    if not said:
+        return {}
+    if not isinstance(said["isa"], str) or said["activations"] not in ("int8", "bf16"):
         raise ValueError(f"isa {said['isa']!r}, activations {said['activations']!r}")
-    return {"isa": said["isa"], "activations": said["activations"], "tiles_from": tiles} if said else {}
+    if said["attention"] not in ("float32", "bf16"):
+        raise ValueError(f"attention {said['attention']!r}")
+    return {**{name: said[name] for name in ("isa", "activations", "attention")}, "tiles_from": tiles}

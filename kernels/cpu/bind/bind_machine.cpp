@@ -35,10 +35,10 @@ bool advise_huge(Address data, size_t bytes) {
 }
 
 // isa: its name; ValueError where this CPU has none of it. tiles_from: by format code; left out: as the table says.
-void make_context(Context* to, const char* isa, bool exact, int threads, bool prefetch, const nb::dict& tiles_from) {
+void make_context(Context* to, const char* isa, bool exact, int threads, bool prefetch, bool pairs, const nb::dict& tiles_from) {
   const Kernels* table = find_isa(isa);
   if (!table) throw nb::value_error(("no instruction set " + std::string(isa) + " on this CPU").c_str());
-  Context made{table, exact, threads, prefetch, {}};
+  Context made{table, exact, threads, prefetch, pairs, {}};
   for (const auto& [format, tokens] : tiles_from) made.tiles_from[nb::cast<int>(format)] = nb::cast<int>(tokens);
   new (to) Context(std::move(made));
 }
@@ -51,7 +51,9 @@ CpuLists cpu_lists(const nb::list& lists) {
 
 void bind_context(nb::module_& m) {
   nb::class_<Context>(m, "Context")
-      .def("__init__", &make_context, nb::kw_only(), "isa"_a, "exact"_a, "threads"_a, "prefetch"_a, "tiles_from"_a)
+      .def("__init__", &make_context, nb::kw_only(), "isa"_a, "exact"_a, "threads"_a, "prefetch"_a, "pairs"_a,
+           "tiles_from"_a)
+      .def("has_pairs", [](const Context& context) { return context.isa->attend_bf16 != nullptr; })
       .def("tile_tokens", &Context::tile_tokens)
       .def("tile_group", &Context::tile_group);
 }

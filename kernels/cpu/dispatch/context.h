@@ -13,6 +13,7 @@ struct Context {
   bool exact;                     // activations are not rounded to int8
   int threads;                    // the caller included
   bool prefetch;                  // weights are asked for ahead of what is read
+  bool pairs;                     // attention on a cache of bf16 multiplies bf16, where the CPU has that
   int tiles_from[FORMAT_COUNT];  // from how many tokens on tiles are used; 0: as the table says
 
   const FormatKernels& format(int code) const { return (exact ? isa->exact : isa->formats)[code]; }

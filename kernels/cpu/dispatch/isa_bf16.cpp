@@ -1,7 +1,8 @@
-// What AVX512-BF16 and VBMI add to the function table of isa_avx512.cpp: fp8 by products of bf16, and for many tokens
-// tiles_dpbf16.h, of all that is not rounded to int8. isa.cpp asks the CPU; the table's name stays the same.
+// What AVX512-BF16 and VBMI add to the function table of isa_avx512.cpp: fp8 by products of bf16, attention on a cache of bf16,
+// and for many tokens tiles_dpbf16.h, of all that is not rounded to int8. isa.cpp asks the CPU; the table's name stays the same.
 #include "isa/ints_avx512.h"
 
+#include "cores/attend/attend_pairs.h"
 #include "cores/dot.h"
 #include "cores/lanes/tiles_dpbf16.h"
 
@@ -28,6 +29,8 @@ constexpr TileKernels BF16_KERNELS = pairs_kernels<Bf16Pairs>(OF_BF16);
 constexpr FormatKernels FP8_KERNELS{Fp8Bf16::row_bytes, Fp8Bf16::acts_bytes, Dot<Fp8Bf16>::run,       Fp8Bf16::prepare,
                                     Fp8Format::unpack,  nullptr,             &PAIR_KERNELS<Fp8Pairs>};
 
+constexpr AttendKernels ATTEND{pairs_take, pairs_query, attend_pairs, pairs_finish};
+
 ExactTable exact_bf16() {
   ExactTable table = exact_avx512;
   table.formats[F16].tiles = &PAIR_KERNELS<F16Pairs>;
@@ -46,6 +49,7 @@ Kernels with_bf16(const Kernels& avx512) {
   table.formats[F16].tiles = exact.formats[F16].tiles;
   table.formats[BF16].tiles = exact.formats[BF16].tiles;
   table.formats[FP8] = FP8_KERNELS;
+  table.attend_bf16 = &ATTEND;
   table.bf16_peak = bf16_peak;
   return table;
 }

@@ -110,19 +110,29 @@ struct AttendRows {
 // One attention item: `rows` = queries x heads of one group, row r belongs to query r / group. Values may be the first
 // numbers of keys: then they are taken from those.
 struct AttendItem {
-  const float* q;  // [rows][k.dp], as `attend_query` leaves them
+  const float* q;  // [rows rounded up to 4][k.dp], as `query` leaves them
   int rows, group;
   int page_keys, format;  // keys in a page; F32, BF16 or Q8_0
   AttendRows k, v;
   const int32_t* table;
   int first, window;  // first: position of query 0; query i sees positions first + i - window + 1 .. first + i
-  float* scores;      // scratch [rows][ATTEND_KEYS]
+  float* scores;      // scratch [rows rounded up to 4][ATTEND_KEYS]
   bool read_on;       // whether this thread takes the keys behind the run next
 };
 
 // The running softmax of every row: largest score, sum of exponentials, weighted sum of values in the order of the cache.
 struct AttendState {
   float *m, *l, *acc;  // [rows], [rows], [rows][v.dp]
+};
+
+// One way of attention: what it makes of queries, and how it leaves sums of values, is its own business.
+struct AttendKernels {
+  bool (*takes)(const AttendRows& k, const AttendRows& v, int format);
+  // Row `row` of `rows`, which fills its part of [rows rounded up to 4][keys.dp] floats; q null: a row that is none.
+  void (*query)(const float* q, const AttendRows& keys, int format, float scale, int row, int rows, float* out);
+  // Keys [begin, end) of heads of one sequence, with the same queries. States have room for rows rounded up to 4.
+  void (*attend)(const AttendItem* items, int count, int begin, int end, const AttendState* states);
+  void (*finish)(const AttendState& total, int row, const AttendRows& values, int format, float* out);
 };
 
 constexpr int ATTEND_KEYS = 32;  // keys per step of the online softmax
@@ -202,10 +212,9 @@ struct Kernels {
                        const int32_t* next);
   void (*biased_sum)(const float* rows, size_t stride, const int32_t* at, const float* w, int k, int n, float* y,
                      const int32_t* next, const DownBiases& biases);
-  void (*attend_query)(const float* q, const AttendRows& keys, int format, float scale, float* out);  // out: [keys.dp]
-  void (*attend)(const AttendItem& item, int begin, int end, const AttendState& state);               // keys [begin, end)
+  AttendKernels attend;
+  const AttendKernels* attend_bf16;  // queries and weights rounded to bf16, of a cache of bf16; null: none
   void (*attend_merge)(const AttendState& total, const AttendState& part, int rows, int dp);
-  void (*attend_finish)(const AttendState& total, int row, const AttendRows& values, int format, float* out);
   void (*q8_pack)(const float* x, int d, uint8_t* codes, uint8_t* scales);  // rows of a Q8_0 cache
   void (*q8_unpack)(const uint8_t* codes, const uint8_t* scales, int d, float* out);
   float (*unit_pair)(const float* q, const float* k, int n, float* q_out, float* k_out);

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,10 +30,20 @@ from headrace.kernels.isa import available_isas
 STEP, CHUNK, ROUND, ITEM_ROWS = 32, 512, 64, 64  # of the C++
 
 
-@pytest.fixture(params=available_isas())
+PAIRS = 2.0**-8 + 2.0**-17  # what products of bf16 lose of a query or a weight
+WAYS = [
+    (isa, products)
+    for isa in available_isas()
+    for products in ("float32", "bf16")
+    if products == "float32" or Context(isa=isa).has_bf16_attention
+]
+
+
+@pytest.fixture(params=WAYS, ids=" ".join)
 def ops(request: pytest.FixtureRequest) -> CpuOps:
-    """The ops on each instruction set."""
-    return CpuOps(Context(isa=request.param))
+    """The ops on each instruction set, with each kind of products that it has."""
+    isa, products = request.param
+    return CpuOps(Context(isa=isa, attention=products))
 
 
 def inputs_of(
@@ -56,7 +67,8 @@ def attend(ops: Any, i: Inputs, window: int | None = None, sinks: Tensor | None 
 
 def check(ops: CpuOps, i: Inputs, window: int | None = None) -> None:
     got, expected = attend(ops, i, window), attend(reference, i, window)
-    problem = worst(got, expected, attention_error(i, [expected])[0])
+    lost = PAIRS if ops.context.attention == "bf16" else 0.0
+    problem = worst(got, expected, attention_error({**i, "attention": lost}, [expected])[0])
     assert problem is None, problem
 
 
@@ -69,6 +81,9 @@ HEADS_AND_DIMS = [
     ((9, 1), (32, 32)),  # and one more
     ((33, 1), (16, 16)),  # more heads on a key than an item has
     ((130, 2), (40, 24)),
+    ((2, 1), (96, 96)),
+    ((10, 2), (32, 160)),  # of eight rows five
+    ((12, 1), (192, 128)),  # eight and four
 ]
 
 
@@ -115,11 +130,12 @@ def test_more_chunks_than_states_are_kept_of(ops: CpuOps) -> None:
     contexts = [CHUNK * (2 * ROUND + 5) + 7, CHUNK * 3]
     i = inputs_of((2, 1), (16, 16), 32, [1, 1], contexts, F32)
     check(ops, i)
-    one, three = (CpuOps(Context(isa=ops.context.isa, threads=n)) for n in (1, 3))
+    one, three = (CpuOps(replace(ops.context, threads=n)) for n in (1, 3))
     assert torch.equal(attend(one, i), attend(three, i))
 
 
 ROWS = [(BF16, (4, 2), (80, 80)), (BF16, (8, 1), (64, 64)), (BF16, (1, 1), (128, 64)), (BF16, (36, 1), (64, 32)),
+        (BF16, (5, 1), (96, 96)), (BF16, (12, 1), (64, 64)), (BF16, (6, 2), (192, 128)), (BF16, (16, 16), (64, 64)),
         (Q8_0, (4, 2), (96, 96)), (Q8_0, (36, 1), (64, 32))]  # fmt: skip
 
 
@@ -144,10 +160,11 @@ def test_a_token_has_the_same_bits_in_a_prompt_and_alone(
         assert torch.equal(run(t, 1)[0], prompt[t])
 
 
-def test_a_sequence_has_the_same_bits_among_others_and_alone(ops: CpuOps) -> None:
-    """Among many every worker does whole items; alone chunks are spread."""
+@pytest.mark.parametrize("heads", [(8, 2), (16, 16), (20, 5)])
+def test_a_sequence_has_the_same_bits_among_others_and_alone(ops: CpuOps, heads: tuple[int, int]) -> None:
+    """Among many every worker does whole items, of several heads of keys; alone chunks are spread."""
     contexts = [1100, 3, 700, 1101, 513, 64, 65, 2000]
-    i = inputs_of((8, 2), (64, 64), 32, [1] * 8, contexts, BF16)
+    i = inputs_of(heads, (64, 64), 32, [1] * 8, contexts, BF16)
     together = attend(ops, i)
     for s, context in enumerate(contexts):
         batch = {
@@ -158,12 +175,25 @@ def test_a_sequence_has_the_same_bits_among_others_and_alone(ops: CpuOps) -> Non
         assert torch.equal(attend(ops, {**i, **alone})[0], together[s])
 
 
+@pytest.mark.parametrize("heads", [(8, 2), (16, 16), (24, 3)])
+@pytest.mark.parametrize("window", [None, 300])
+def test_heads_of_keys_side_by_side_have_the_bits_of_each_alone(
+    ops: CpuOps, heads: tuple[int, int], window: int | None
+) -> None:
+    """One thread takes several in one item; many threads take them one by one."""
+    i = inputs_of(heads, (64, 64), 32, [1, 2], [3000, 1700], BF16)
+    check(ops, i, window)
+    many = CpuOps(replace(ops.context, threads=24))
+    assert torch.equal(attend(ops, i, window), attend(many, i, window))
+
+
 @pytest.mark.parametrize("new", [1, 3, 150])
 @pytest.mark.parametrize("page", [16, 48])
-def test_pages_wholly_before_a_window_are_not_read(ops: CpuOps, page: int, new: int) -> None:
+@pytest.mark.parametrize("form", [F32, BF16])
+def test_pages_wholly_before_a_window_are_not_read(ops: CpuOps, form: KVFormat, page: int, new: int) -> None:
     """They may be another sequence's by now: here they lie outside of the cache."""
     context, window = 700, 100
-    i = inputs_of((4, 2), (40, 40), page, [new], [context], F32)
+    i = inputs_of((4, 2), (64, 64), page, [new], [context], form)
     expected, left = attend(ops, i, window), i["tables"].clone()
     unread = (context - new - window + 1) // page
     left[0, :unread] = 1 << 30

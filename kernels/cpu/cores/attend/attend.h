@@ -13,6 +13,7 @@
 
 #include <type_traits>
 
+#include "cores/attend/run.h"
 #include "cores/attend/tiles.h"
 
 namespace headrace {
@@ -21,76 +22,6 @@ namespace {
 // Up to so many rows, widening a key again for each tile costs less than a detour through memory: always, where other units
 // than those that multiply do it.
 constexpr int FEW_ROWS = W == 16 ? ATTEND_ROWS : 8;
-
-// Whether values are the first numbers of their keys.
-inline bool within_keys(const AttendItem& item) {
-  const AttendRows &k = item.k, &v = item.v;
-  return k.first == v.first && k.page_bytes == v.page_bytes && k.row_bytes == v.row_bytes;
-}
-
-// What rows see of a step: row r places [from[r], to[r]). Rows are of rising positions: the first sees the earliest keys,
-// the last one the latest.
-struct Seen {
-  int from[ATTEND_ROWS], to[ATTEND_ROWS];
-
-  // Whether rows [r, r + R) see any, and between where.
-  template <int R>
-  bool any(int r) const {
-    return from[r] < to[r + R - 1];
-  }
-};
-
-// The keys and values of the step at position key0.
-struct KeyStep {
-  int key0;
-  RowPlaces k, v;
-};
-
-// What one run of pages is asked for, and what the steps share.
-struct AttendRun {
-  const AttendItem& item;
-  const AttendState& state;
-  const bool within;
-  int end, ahead, low;   // positions: behind the last one, behind those that are asked for, and the first that is seen
-  int own[ATTEND_ROWS];  // behind a row's own key
-
-  AttendRun(const AttendItem& item_, int begin, int end_, const AttendState& state_)
-      : item(item_), state(state_), within(within_keys(item_)) {
-    for (int r = 0, query = 0; r < item.rows; query++)
-      for (const int last = r + item.group; r < last; r++) own[r] = item.first + query + 1;
-    const int last = item.first + (item.rows - 1) / item.group + 1;
-    end = least(end_, last), ahead = item.read_on ? last : end;
-    low = most(begin, item.first + 1 - item.window);
-  }
-
-  int value_vectors() const { return (item.v.d + (within ? PAIR : W) - 1) / (within ? PAIR : W) * (within ? 2 : 1); }
-  float* scores(int r) const { return item.scores + size_t(r) * KEYS; }
-  float* acc(int r) const { return state.acc + size_t(r) * item.v.dp; }
-
-  void clear() const {
-    for (int r = 0; r < item.rows; r++) state.m[r] = -__builtin_inff(), state.l[r] = 0.0f;
-    __builtin_memset(state.acc, 0, size_t(item.rows) * item.v.dp * sizeof(float));
-  }
-
-  // A step behind the run is asked for, not attended to.
-  void find(int key0, KeyStep* step) const {
-    const int from = most(0, low - key0), n = least(KEYS, (key0 < end ? end : ahead) - key0);
-    step->key0 = key0;
-    find_rows(item, item.k, key0, from, n, &step->k);
-    if (within)
-      step->v = step->k;
-    else
-      find_rows(item, item.v, key0, from, n, &step->v);
-  }
-
-  void see(const KeyStep& step, Seen* seen) const {
-    for (int r = 0; r < item.rows; r++) {
-      const int to = own[r] - step.key0;
-      seen->from[r] = most(step.k.from, to - item.window);
-      seen->to[r] = least(step.k.n, to);
-    }
-  }
-};
 
 // fn(number of rows as a type, first row) for all rows, in tiles of 4, 2 and 1.
 template <int R>
@@ -105,7 +36,7 @@ inline void by_tiles(int rows, const Fn& fn) {
 
 template <class Row>
 void score_step(const AttendRun& run, const KeyStep& step, const Seen& seen, AskAhead ahead) {
-  const AttendItem& item = run.item;
+  const AttendItem& item = *run.item;
   const int cols = (item.k.d + W - 1) / W * W;
   by_tiles(item.rows, [&](auto rows, int r) {
     constexpr int R = decltype(rows)::value;
@@ -149,7 +80,7 @@ inline V weigh(float* scores, int from, int n, float now) {
 // Scores of rows [first, first + n) turn into weights, and their states come up to the new largest scores: n <= W rows at
 // once, whose lanes are joined together.
 inline void weigh_rows(const AttendRun& run, const Seen& seen, int first, int n) {
-  float *m = run.state.m + first, *l = run.state.l + first;
+  float *m = run.state->m + first, *l = run.state->l + first;
   float now[W], shrink[W];
   V of[W];
 #pragma GCC unroll 16
@@ -167,23 +98,23 @@ inline void weigh_rows(const AttendRun& run, const Seen& seen, int first, int n)
     if (!(now[r] > m[r])) continue;
     const V by = set1(shrink[r]);
     m[r] = now[r], l[r] *= shrink[r];
-    map(run.acc(first + r), run.item.v.dp, run.acc(first + r), [=](V a) { return mul(a, by); });
+    map(run.acc(first + r), run.item->v.dp, run.acc(first + r), [=](V a) { return mul(a, by); });
   }
   store_n(l, add(load_n(l, n), sum_lanes(of)), n);
 }
 
 inline void weigh_step(const AttendRun& run, const Seen& seen) {
-  for (int r = 0; r < run.item.rows; r += W) weigh_rows(run, seen, r, least(W, run.item.rows - r));
+  for (int r = 0; r < run.item->rows; r += W) weigh_rows(run, seen, r, least(W, run.item->rows - r));
 }
 
 // Vectors [first, first + U) of all rows' values.
 template <class Row, int U, int ODD>
 void value_columns(const AttendRun& run, const KeyStep& step, const Seen& seen, int first, AskAhead& ahead) {
-  by_tiles(run.item.rows, [&](auto rows, int r) {
+  by_tiles(run.item->rows, [&](auto rows, int r) {
     constexpr int R = decltype(rows)::value;
     if (seen.any<R>(r))
       value_tile<Row, R, U, ODD>(run.scores(r), step.v, seen.from[r], seen.to[r + R - 1], first, run.acc(r),
-                                 run.item.v.dp, ahead);
+                                 run.item->v.dp, ahead);
   });
 }
 
@@ -196,9 +127,9 @@ template <class Row>
 void value_step(const AttendRun& run, const KeyStep& step, const Seen& seen, AskAhead ahead) {
   const int vectors = run.value_vectors();
   int first = 0;
-  if (run.item.rows == 1)
+  if (run.item->rows == 1)
     for (; first + 8 <= vectors; first += 8)
-      value_tile<Row, 1, 8, 0>(run.scores(0), step.v, seen.from[0], seen.to[0], first, run.acc(0), run.item.v.dp, ahead);
+      value_tile<Row, 1, 8, 0>(run.scores(0), step.v, seen.from[0], seen.to[0], first, run.acc(0), run.item->v.dp, ahead);
   while (first < vectors) {
     const int left = vectors - first, u = left == 4 && WIDE == 3 ? 2 : least(left, WIDE);  // 2 + 2, not 3 + 1
     (u > 3    ? value_columns<Row, WIDE>
@@ -216,15 +147,15 @@ inline int score_turns(const AttendItem& item) {
 }
 
 inline int value_turns(const AttendRun& run) {
-  const int tiles = run.item.rows / 4 * ((run.value_vectors() + WIDE - 1) / WIDE);
-  return run.item.rows == 1 ? KEYS : most(1, tiles) * KEYS / ASK_EVERY;
+  const int tiles = run.item->rows / 4 * ((run.value_vectors() + WIDE - 1) / WIDE);
+  return run.item->rows == 1 ? KEYS : most(1, tiles) * KEYS / ASK_EVERY;
 }
 
 // One step; `next` null: nothing to ask for. While keys are multiplied the next ones are asked for, and values beside values.
 template <class Stored, bool WIDEN>
 void attend_step(const AttendRun& run, KeyStep& step, const Seen& seen, const KeyStep* next) {
   using Row = std::conditional_t<WIDEN, F32Cached, Stored>;
-  const AttendItem& item = run.item;
+  const AttendItem& item = *run.item;
   if (WIDEN) widen_rows<Stored>(item, item.k, step.key0, &step.k);
   score_step<Row>(run, step, seen, AskAhead(next ? &next->k : nullptr, item.k.row_bytes, score_turns(item)));
   weigh_step(run, seen);
@@ -235,30 +166,20 @@ void attend_step(const AttendRun& run, KeyStep& step, const Seen& seen, const Ke
 }
 
 template <class Stored, bool WIDEN>
-void attend_steps(const AttendRun& run, int first) {
-  KeyStep steps[2];
-  Seen seen;
-  run.find(first, steps);
-  for (int key0 = first, now = 0; key0 < run.end; key0 += KEYS, now ^= 1) {
-    const bool more = key0 + KEYS < run.ahead;
-    if (more) run.find(key0 + KEYS, steps + (now ^ 1));
-    run.see(steps[now], &seen);
-    attend_step<Stored, WIDEN>(run, steps[now], seen, more ? steps + (now ^ 1) : nullptr);
-  }
+void attend_steps(const AttendItem* items, int count, int begin, int end, const AttendState* states) {
+  by_steps(items, count, begin, end, states, [](const AttendRun& run, KeyStep& step, const Seen& seen, const KeyStep* next) {
+    attend_step<Stored, WIDEN>(run, step, seen, next);
+  });
 }
 
-void attend(const AttendItem& item, int begin, int end, const AttendState& state) {
-  const AttendRun run(item, begin, end, state);
-  run.clear();
-  const int first = begin + (run.low - begin) / KEYS * KEYS;
-  if (first >= run.end) return;
-  with_rows(item.format, [&](auto row) {
+void attend(const AttendItem* items, int count, int begin, int end, const AttendState* states) {
+  with_rows(items->format, [&](auto row) {
     using Stored = decltype(row);
-    const bool whole = item.k.d % PAIR == 0 && item.v.d % PAIR == 0;
+    const bool whole = items->k.d % PAIR == 0 && items->v.d % PAIR == 0;
     if constexpr (Stored::LOADS)
-      if (whole && (std::is_same_v<Stored, F32Cached> || item.rows <= FEW_ROWS))
-        return attend_steps<Stored, false>(run, first);
-    attend_steps<Stored, true>(run, first);
+      if (whole && (std::is_same_v<Stored, F32Cached> || items->rows <= FEW_ROWS))
+        return attend_steps<Stored, false>(items, count, begin, end, states);
+    attend_steps<Stored, true>(items, count, begin, end, states);
   });
 }
 
@@ -273,6 +194,8 @@ void attend_merge(const AttendState& total, const AttendState& part, int rows, i
          [=](V x, V y) { return fma(y, set1(b), mul(x, set1(a))); });
   }
 }
+
+bool any_attend_rows(const AttendRows&, const AttendRows&, int) { return true; }
 
 void attend_finish(const AttendState& total, int row, const AttendRows& values, int format, float* out) {
   take_values(total.acc + size_t(row) * values.dp, values, format, 1.0f / total.l[row], out);

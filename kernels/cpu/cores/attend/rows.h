@@ -60,8 +60,10 @@ inline int paired(int format, int d) {
   return with_rows(format, [](auto row) { return decltype(row)::PAIRS; }) ? d / PAIR * PAIR : 0;
 }
 
-// A query times `scale` in the order of keys, zeros behind its d numbers.
-void attend_query(const float* q, const AttendRows& keys, int format, float scale, float* out) {
+// A query times `scale` in the order of keys, zeros behind its d numbers; rows that are none are not read.
+void attend_query(const float* q, const AttendRows& keys, int format, float scale, int row, int, float* out) {
+  if (!q) return;
+  out += size_t(row) * keys.dp;
   const int pairs = paired(format, keys.d);
   for (int c = 0; c < pairs; c += PAIR)
     for (int i = 0; i < W; i++) out[c + i] = q[c + 2 * i] * scale, out[c + W + i] = q[c + 2 * i + 1] * scale;
