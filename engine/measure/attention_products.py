@@ -79,10 +79,10 @@ def measure(context: Context) -> float:
 
 
 def _seconds(ops: Ops, caches: list[torch.Tensor], table: torch.Tensor) -> float:
-    q = torch.ones(1, HEADS, DIM)
+    q, (k, v) = torch.ones(1, HEADS, DIM), caches
     starts, contexts = torch.tensor([0, 1], dtype=torch.int32), torch.tensor([TOKENS], dtype=torch.int32)
     start = time.perf_counter()
-    ops.attention(q, *caches, table, starts, contexts, DIM**-0.5)
+    ops.attention(q, k, v, table, starts, contexts, DIM**-0.5)
     return time.perf_counter() - start
 
 

@@ -84,7 +84,7 @@ def _cache_rows(llm: LLM, place: str, kernel: str) -> Iterator[TableRow]:
 
 def _has_bf16_products(llm: LLM) -> bool:
     """Whether attention on the CPU rounds queries and weights to bf16: on whole lines of a cache of bf16."""
-    widths = {width for layer in llm.spec.layers for width in row_sizes(layer.mixer)}
+    widths = {width for layer in llm.spec.layers if layer.mixer for width in row_sizes(layer.mixer)}
     is_whole = bool(widths) and all(width % 32 == 0 for width in widths)
     is_here = llm.parts.kernels == "cpu" and llm.parts.main.is_host
     return is_here and llm.parts.context.attention == "bf16" and llm.parts.kv_format.name == "bf16" and is_whole
