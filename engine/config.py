@@ -50,7 +50,8 @@ class EngineConfig:
     then has none to be about; "simulated:KERNELS" says whose kernels the
     RAM that plays the GPU has. cpu_moe, n_cpu_moe and placement say one thing in three ways: give one. cpu_activations
     holds for the whole process: "int8" rounds per 32 values, in matrix tiles per 256 and the weights too, and lets
-    attention round queries and weights to bfloat16; "bf16" rounds nothing to less, and nothing in attention. deterministic: docs/reliability.md says how, and what it leaves out. kv_format "auto"
+    attention round queries and weights to bfloat16; "bf16" rounds nothing to less, and nothing in attention.
+    deterministic: docs/reliability.md says how, and what it leaves out. kv_format "auto"
     is float32 where dtype is, and bf16. Raises OptionError for a value that cannot be used.
     """
 
