@@ -33,7 +33,7 @@ from ..memory.expert_arena import ExpertArena
 from ..memory.kv_budget import KVBudget
 from ..memory.memory_plan import MemoryPlan
 from ..model.decoder import Decoder
-from ..model.kv_cache import PageTable
+from ..model.kv_cache import PageTable, row_sizes
 from ..model.lent_pages import LentPages
 from ..placement.placement import Placement, Tier
 from ..speculation.mtp.layer import MtpLayer
@@ -73,6 +73,14 @@ class EngineParts:
     @property
     def spec(self) -> ModelSpec:
         return self.checkpoint.spec
+
+    @property
+    def products(self) -> str:
+        """For a reader, what attention on the CPU multiplies, if it rounds queries and weights to bf16."""
+        widths = {width for layer in self.spec.layers if layer.mixer for width in row_sizes(layer.mixer)}
+        is_whole = bool(widths) and all(width % 32 == 0 for width in widths)  # as C++ has it: lines of a row
+        is_here = self.kernels == "cpu" and self.main.is_host and self.context.attention == "bf16"
+        return ", bf16 products" if is_here and is_whole and self.kv_format.name == "bf16" else ""
 
     @property
     def placement(self) -> Placement:

@@ -29,7 +29,6 @@ from ..ledger.residual import tier_times
 from ..ledger.summary import PHASES, Summary
 from ..llm import LLM
 from ..memory.required import EXPERT_CACHE, MTP, READING, STREAM
-from ..model.kv_cache import row_sizes
 from ..placement.placement import Tier
 from ..units import GB, size
 from .hosts import host_rows, layer_rows
@@ -72,22 +71,12 @@ def startup_table(llm: LLM) -> Table:
 
 def _cache_rows(llm: LLM, place: str, kernel: str) -> Iterator[TableRow]:
     """The KV cache, and what of it is over windows."""
-    name, budget = llm.parts.kv_format.name, llm.parts.kv_budget
+    name, budget, kernel = llm.parts.kv_format.name, llm.parts.kv_budget, kernel + llm.parts.products
     huge = _huge(llm, "kv") if "kv" in llm.parts.huge_pages else "-"
-    if _has_bf16_products(llm):
-        kernel += ", bf16 products"
     yield TableRow(f"KV, {budget.max_context} tokens", place, name, f"<= {size(budget.kv_bytes)}", kernel, huge)
     for kind, (window, pages) in enumerate(budget.windows, 1):
         each = sum(part.nbytes for part in llm.parts.decoder.cache.page_parts(0, kind))
         yield TableRow(f"of it, over {window.length} tokens", place, name, f"<= {size(pages * each)}", kernel)
-
-
-def _has_bf16_products(llm: LLM) -> bool:
-    """Whether attention on the CPU rounds queries and weights to bf16: on whole lines of a cache of bf16."""
-    widths = {width for layer in llm.spec.layers if layer.mixer for width in row_sizes(layer.mixer)}
-    is_whole = bool(widths) and all(width % 32 == 0 for width in widths)
-    is_here = llm.parts.kernels == "cpu" and llm.parts.main.is_host
-    return is_here and llm.parts.context.attention == "bf16" and llm.parts.kv_format.name == "bf16" and is_whole
 
 
 def _layer_rows(llm: LLM, split: NetLayers, kernel: str) -> Iterator[TableRow]:

@@ -117,6 +117,7 @@ def test_infinity_in_a_share_and_in_layers_to_hold(host: ExpertHost) -> None:
         ("computing", {"isa": "avx2", "activations": "int8", "tiles_from": {"q4_0": 1 << 40}}),
         ("computing", {"isa": "avx2", "activations": "int8", "tiles_from": {"no format": 4}}),
         ("computing", {"isa": "avx2", "activations": "int3", "tiles_from": {}}), ("computing", {"isa": ["avx2"]}),
+        ("computing", {"isa": "avx2", "activations": "int8", "attention": "int8", "tiles_from": {}}),
         ("computing", 3), ("wire", "fp4"), ("wire", []),
     ],
     ids=str,
