@@ -31,6 +31,7 @@ def _isa_to_use() -> str:
 ISA = _isa_to_use()  # asked for once: a process does not change its mind
 CORES = int(_cpu.default_threads())  # physical cores that this process may use
 PREFETCH = bool(_cpu.prefetch_helps())
+NEVER = 1 << 20  # tokens from which tiles are used where they are not
 THREADS = limits.default_threads(CORES)  # as many as have a core, and time on it
 
 
@@ -93,3 +94,24 @@ class Context:
     def tile_groups(self) -> dict[str, int]:
         """How many columns of a token share a scale of int8 in tiles; 0: tiles round to bf16."""
         return {name: int(self.native.tile_group(FORMATS[name].code)) for name in self.tile_tokens}
+
+    @property
+    def rounding(self) -> dict[str, str]:
+        """By format, in words, what of this CPU decides how a product with its weights is rounded, besides
+        `activations`: where two machines say the same of a format, the same kernels give its products the same bits.
+        Tiles of AMX stand beside the dot products of AVX-512; AVX512-BF16, which has no table of its own, is in tiles,
+        and in fp8 at any number of tokens."""
+        tiles, groups = self.tile_tokens, self.tile_groups
+        dots, has_pairs = self.isa.replace("amx", "avx512"), "bf16" in tiles
+
+        def told(name: str) -> str:
+            product = f"{dots} (bf16)" if name == "fp8" and has_pairs else dots
+            if tiles.get(name, NEVER) >= NEVER:
+                return product
+            if self.isa == "amx":
+                kind = f"AMX in int8 by {groups[name]}" if groups[name] else "AMX in bf16"
+            else:
+                kind = f"{dots} in int8 by {groups[name]}" if groups[name] else "AVX512-BF16"
+            return f"{product}, tiles of {kind} from {tiles[name]} tokens"
+
+        return {name: told(name) for name in FORMATS}

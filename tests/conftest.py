@@ -35,7 +35,7 @@ from headrace import cli
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.measure import attention_products, tile_thresholds, weight_prefetch
-from headrace.kernels.context import ISA, THREADS, Context
+from headrace.kernels.context import ISA, NEVER, THREADS, Context
 from headrace.kernels.formats import BLOCK
 from headrace.kernels.isa import kernels_digest
 from headrace.loaders.weights import noise
@@ -142,7 +142,7 @@ def rounding_alike(context: Context, built_in: dict[str, int]) -> dict[str, int]
     hold models in one place against models in another, whose passes have other numbers of tokens: what tiles do to
     rounding is the matter of tests of kernels, and of those with `built_in_tiles`."""
     alike = {name for name, group in context.tile_groups.items() if group == BLOCK}
-    return {name: least if name in alike else tile_thresholds.NEVER for name, least in built_in.items()}
+    return {name: least if name in alike else NEVER for name, least in built_in.items()}
 
 
 @pytest.fixture

@@ -43,7 +43,8 @@ class OnHosts:
         self.files = ExpertFiles(stored, ops)
         tokens = max(config.prefill_chunk, config.max_sequences)
         limit = sum(wire_sizes.request(tokens, tokens * stored.top_k, checkpoint.spec.hidden, "f32", True))
-        terms = Terms.of(config, ops, limit)
+        formats = (form.name for layout in stored.layouts for form in layout.formats)
+        terms = Terms.of(config, ops, limit, formats)
         self.gathering = door.opened(config, terms, checkpoint)
         self.candidates: list[Candidate] = []
         try:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from ...kernels import FORMATS, ExpertLayout, load
-from ...kernels.context import Context
+from ...kernels.context import NEVER, Context
 from ...kernels.isa import kernels_digest
 from ...kernels.packed import ExpertBank
 from ...loaders.memory import free_memory
@@ -34,7 +34,6 @@ from .kernel_rates import HIDDEN, USUAL, WIDTH
 log = logging.getLogger("headrace")
 TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)
 MORE_TOKENS = (32, 64)  # tried where those are too few
-NEVER = 1 << 20  # tokens
 GAIN = 1.1
 ARENA = 192 << 20
 ROUNDS = 5

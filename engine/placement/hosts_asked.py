@@ -66,6 +66,13 @@ def check_split(split_by: str, hosts: int | None, kind: str, others: Mapping[str
         raise OptionError(f"{given[0]} does not go with whole layers on hosts: leave it out, or split_by")
 
 
+def without_gpu(hosts: int | None, split_by: str, placement: object, device: str) -> str:
+    """What of these options leaves out every GPU, for a message."""
+    if hosts is None:
+        return f"placement {placement!r}"
+    return "split_by 'layers'" if split_by == "layers" else f"hosts {hosts} with device {device!r}"
+
+
 def check_gpu(copies: list[str], is_split: bool, has_graphs: bool) -> None:
     """Beside a GPU of the coordinator's. copies: options about experts that go to a GPU; is_split: over two of them."""
     asked = [*copies, *(["tensor_split"] if is_split else []), *(["handoff"] if has_graphs else [])]

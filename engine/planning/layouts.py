@@ -56,6 +56,14 @@ class Placement:
         return max((i + 1 for i, tier in enumerate(self.experts) if tier in (CPU, DISK)), default=0)
 
 
+def table_of(placement: Placement, storage: Storage, is_head: bool = False) -> str:
+    """Where the embedding lies: in RAM as long as experts are outside of VRAM, for a token reads one row of it; with
+    the head, if it is that."""
+    pairs = zip(placement.experts, storage.layers, strict=True)
+    is_outside = any(tier in (CPU, DISK) and layer.experts for tier, layer in pairs)
+    return CPU if is_outside and not is_head else placement.outside
+
+
 def usable(device: Device) -> int | None:
     """Bytes of a device that a model may take."""
     if device.memory is None:
@@ -182,15 +190,13 @@ def _needs(tier: str, placement: Placement, storage: Storage, demand: Demand) ->
     layers = range(len(storage.layers))
     common = storage.common_on(tier, placement.common, placement.outside)
     cache = sum(demand.cache[i] for i in layers if placement.common[i] == tier)
-    # A table of which a token reads a row lies in RAM, unless everything is on a GPU.
-    all_on_gpu = CPU not in placement.experts and DISK not in placement.experts and placement.outside != CPU
     has_own = placement.outside == tier and demand.own(placement.is_in_ram) > 0
     return {
         "common weights": common,
         "experts": sum(storage.layers[i].routed for i in layers if placement.experts[i] == tier),
         "MTP layer": demand.own_layer if has_own else 0,
         "cache": cache + (demand.own_cache if has_own else 0),
-        "embedding": storage.held if tier == ("gpu0" if all_on_gpu else CPU) else 0,
+        "embedding": storage.held if tier == table_of(placement, storage) else 0,
         "activations": demand.activations if cache or common else 0,
     }
 

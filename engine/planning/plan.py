@@ -120,7 +120,7 @@ def make(source: Source, hardware: Hardware | None, options: Options, distinct: 
             best=None, rule=None, simple_tok_s=None, bytes_per_token=bytes_per_token, what_if=(),
         )  # fmt: skip
     engine = Model(model, storage, hardware, distinct)
-    hosted = _hosted(engine, demand, work, options)
+    hosted = _hosted(engine, work, options)
     rated = _rated(engine, demand, work, options.placement, hosted)
     best = best_of(rated, work)
     simple, drafts = simple_seconds(model, storage, hardware), best.decode and not _is_hosted(best, hosted)
@@ -139,7 +139,7 @@ def make(source: Source, hardware: Hardware | None, options: Options, distinct: 
         what_if=tuple(
             _what_if(source, hardware, work, storage, quant, distinct)
             if hosted is None
-            else _what_if_hosted(engine, hosted, demand, work)
+            else _what_if_hosted(engine, hosted, work)
         ),
         drafts=engine.with_drafts(best.placement, work) if drafts and options.speculate != "off" else (),
         own_drafts=drafting.of(own, demand, engine, best.placement, work, options.draft_vocabulary)
@@ -165,14 +165,22 @@ def _with_own(demand: Demand, own: OwnLayer | None, work: Workload, options: Opt
     return drafting.with_own(demand, own, cache, work.batch, beside_gpu=options.speculate == "mtp")
 
 
-def _hosted(engine: Model, demand: Demand, work: Workload, options: Options) -> Hosted | None:
+def _hosted(engine: Model, work: Workload, options: Options) -> Hosted | None:
     """With --hosts. Raises OptionError."""
     if options.hosts is None:
         if parse(options.placement).kind == "hosts":
             raise OptionError(f"--placement hosts needs --hosts, such as --hosts {machines.EXAMPLE}")
         return None
     comparison.check(engine.hardware, engine.model)
-    return comparison.compare(engine, machines.parse(options.hosts), options.wire, demand, work)
+    hops, fills = machines.parse(options.hosts), parse(options.placement).kind != "hosts"
+    found = comparison.compare(engine, hops, options.wire, _needs_of(engine.model, work), work, fills_vram=fills)
+    comparison.check_rest(found)
+    return found
+
+
+def _needs_of(model: Architecture, work: Workload) -> comparison.Needs:
+    """Where no layer of the model's own is used, as beside hosts."""
+    return lambda hardware: needs(model, work, hardware)
 
 
 def _is_hosted(rated: Rated, hosted: Hosted | None) -> bool:
@@ -185,11 +193,11 @@ def _bytes_per_token(engine: Model, best: Rated, work: Workload, hosted: Hosted 
     return engine.bytes_per_token(best.placement, work)
 
 
-def _what_if_hosted(engine: Model, hosted: Hosted, demand: Demand, work: Workload) -> list[Changed]:
+def _what_if_hosted(engine: Model, hosted: Hosted, work: Workload) -> list[Changed]:
     """The same hosts with one thing changed."""
-    rows = []
+    rows, needed = list[Changed](), _needs_of(engine.model, work)
     for what, hops, wire in comparison.variants(hosted):
-        best = best_of([*comparison.compare(engine, hops, wire, demand, work).rated], work)
+        best = best_of([*replace(hosted, hops=hops, wire=wire).anew(engine, needed, work).rated], work)
         rows.append(_changed(what, best, work))
     return rows
 
@@ -384,7 +392,7 @@ def _would_fit(plan: Plan, storage: Storage) -> Iterator[bool]:
     if plan.hosted is not None:
         engine, options = Model(plan.model, storage, plan.hardware, plan.distinct), plan.options
         work = Workload(context=options.context, batch=options.batch, prompt=options.prompt, kv=options.kv)
-        found = comparison.compare(engine, plan.hosted.hops, plan.hosted.wire, plan.demand, work)
+        found = plan.hosted.anew(engine, _needs_of(plan.model, work), work)
         yield from (rated.fits for rated in found.rated)
     for placement in placing.choices(storage, plan.hardware, plan.demand):
         yield all(t.fits for t in placing.memory(placement, storage, plan.hardware, plan.demand).values())

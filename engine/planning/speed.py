@@ -38,7 +38,7 @@ from ..ledger.passes import CPU_DRAM, H2D, Prediction
 from ..placement.placement import channel
 from ..placement.tier_memory import TierMemory
 from .articles import distinct_experts
-from .layouts import CPU, DISK, Placement
+from .layouts import CPU, DISK, Placement, table_of
 from .storage import LayerBytes, Storage
 
 CHUNK = {"cpu": 512, "gpu": 4096}  # tokens of a prompt in one pass
@@ -174,8 +174,11 @@ class Model:
 
     def outside(self, placement: Placement, tokens: int, rows: int) -> Step:
         """The head for so many rows, and what else lies outside of layers: read once; embeddings of the tokens."""
-        read = ByFormat.sum([self.storage.outside_in, self.storage.row_in.times(tokens)])
-        return in_turn(Weights(channel(placement.outside), read, rows * flop_counts.head_flops(self.model), rows))
+        read, embedded = self.storage.outside_in, self.storage.row_in.times(tokens)
+        at, table = channel(placement.outside), channel(table_of(placement, self.storage, self.model.tied_head))
+        both = ByFormat.sum([read, embedded]) if at == table else read
+        head = Weights(at, both, rows * flop_counts.head_flops(self.model), rows)
+        return in_turn(head) if at == table else in_turn(head, Weights(table, embedded, 0))
 
     def _decode_layer(self, i: int, placement: Placement, work: Workload, each: int) -> Iterator[Step]:
         """each: tokens of every sequence."""
@@ -264,13 +267,15 @@ class Model:
     def bytes_per_token(self, placement: Placement, work: Workload) -> dict[str, dict[str, int]]:
         """Bytes of a decode step by tier and group, divided by the batch: the ledger's groups."""
         common, experts = map(channel, placement.common), map(channel, placement.experts)
-        return self.bytes_by_place([*common], work, [*experts], channel(placement.outside))
+        table = table_of(placement, self.storage, self.model.tied_head)
+        return self.bytes_by_place([*common], work, [*experts], channel(placement.outside), channel(table))
 
     def bytes_by_place(
-        self, common: Sequence[str], work: Workload, experts: Sequence[str] | None = None, outside: str = CPU_DRAM
-    ) -> dict[str, dict[str, int]]:
-        """The same by any names of places: of each layer's common weights, of its experts (None: the same), and of what
-        is outside."""
+        self, common: Sequence[str], work: Workload, experts: Sequence[str] | None = None, outside: str = CPU_DRAM,
+        table: str = CPU_DRAM,
+    ) -> dict[str, dict[str, int]]:  # fmt: skip
+        """The same by any names of places: of each layer's common weights, of its experts (None: the same), of what
+        is outside, and of the embedding."""
         found: dict[str, Counter[str]] = {}
         for i, layer in enumerate(self.model.layers):
             sizes = self.storage.layers[i]
@@ -282,7 +287,8 @@ class Model:
                 there["experts"] += round(self.touched(i, work.batch) * sizes.expert)
         last = found.setdefault(outside, Counter())
         last["head"] += self.storage.head
-        last["dense"] += self.storage.outside - self.storage.head + work.batch * self.storage.rows
+        last["dense"] += self.storage.outside - self.storage.head
+        found.setdefault(table, Counter())["dense"] += work.batch * self.storage.rows
         return {
             tier: {group: round(size / work.batch) for group, size in groups.items() if size}
             for tier, groups in found.items()

@@ -11,10 +11,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from ...kernels import FORMATS, Ops
-from ...kernels.context import Context
+from ...kernels.context import NEVER, Context
 from ...kernels.cpu import CpuOps
-
-NEVER = 1 << 20  # tokens
 
 
 def without_tiles(context: Context) -> Context:
@@ -38,4 +36,4 @@ def row_kernels(ops: Ops) -> Iterator[None]:
 
 def is_by_row(ops: Ops) -> bool:
     """Whether such a pass is under way."""
-    return isinstance(ops, CpuOps) and NEVER in ops.context.tile_tokens.values()
+    return isinstance(ops, CpuOps) and {*ops.context.tile_tokens.values()} == {NEVER}

@@ -31,7 +31,7 @@ from headrace.engine.placement.placement import Tier
 from headrace.engine.policies.protocol import Asked, Key, Moves, Shape
 from headrace.engine.terminal import generate_report
 from headrace.kernels import cpu, reference
-from headrace.kernels.context import Context
+from headrace.kernels.context import NEVER, Context
 from headrace.kernels.cpu import CpuOps
 from headrace.loaders.weights import converted
 
@@ -69,7 +69,7 @@ def tokens(llm: LLM, count: int) -> list[list[int]]:
 def no_tiles(cache_home: Path) -> None:
     """Dot products for any number of tokens: three sequences in a step of four round like three."""
     if names := Context().tile_tokens:
-        tile_thresholds.save(Context(), dict.fromkeys(names, tile_thresholds.NEVER))
+        tile_thresholds.save(Context(), dict.fromkeys(names, NEVER))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import torch
 from headrace.engine.bandwidth_model.profile import hardware_key
 from headrace.engine.measure import tile_thresholds
 from headrace.kernels import FORMATS, load
-from headrace.kernels.context import Context
+from headrace.kernels.context import NEVER, Context
 from headrace.kernels.packed import Matrix
 
 DEFAULT = Context()
@@ -42,7 +42,7 @@ def test_each_rounding_has_thresholds_of_its_own(monkeypatch: pytest.MonkeyPatch
 def test_tiles_begin_where_they_always_win() -> None:
     assert tile_thresholds.threshold({2: 0.6, 4: 1.3, 6: 1.05, 8: 1.2, 16: 2.0}) == 8  # 4 was luck
     assert tile_thresholds.threshold({2: 1.5, 4: 1.6}) == 2
-    assert tile_thresholds.threshold({2: 0.5, 4: 0.9}) == tile_thresholds.NEVER
+    assert tile_thresholds.threshold({2: 0.5, 4: 0.9}) == NEVER
 
 
 def test_what_was_measured_is_kept_and_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_measuring_tries_every_format(monkeypatch: pytest.MonkeyPatch) -> None:
     found = tile_thresholds.measure(DEFAULT, list(built_in))
     assert set(found) == set(built_in)
     counts = {*tile_thresholds.TOKENS, *tile_thresholds.MORE_TOKENS}
-    assert set(found.values()) <= {*counts, tile_thresholds.NEVER}
+    assert set(found.values()) <= {*counts, NEVER}
 
 
 def test_what_gains_late_is_tried_with_more_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -103,8 +103,8 @@ def hosted(
     hardware = Hardware(name="here", cpu=certain("here", 100, ram), fixed=exactly(0.0))
     work = Workload(context=1024, batch=batch, prompt=prompt)
     model = source.described.architecture
-    engine, demand = Model(model, storage, hardware), planning.needs(model, work, hardware)
-    return comparison.compare(engine, hops, wire, demand, work), engine, work
+    engine = Model(model, storage, hardware)
+    return comparison.compare(engine, hops, wire, lambda one: planning.needs(model, work, one), work), engine, work
 
 
 def test_by_experts_by_hand() -> None:
@@ -227,6 +227,11 @@ def test_what_the_command_refuses(run: Run) -> None:
     ):
         status, _, error = run(*COMMAND, *more)
         assert (status, said in folded(error)) == (1, True), (said, error)
-    status, _, error = run("plan", "Qwen3-30B-A3B", "--hardware", "rtx-3090, ddr5-6000-2ch, 64gb", "--hosts", TWO)
-    assert (status, "rtx-3090" in folded(error).lower() or "is no CPU" in folded(error)) == (1, True)
+    for hardware, said in (
+        ("2x rtx-3090, ddr5-6000-2ch, 64gb", "one GPU at most, and --hardware names 2"),
+        ("rtx-3090", "names no CPU and RAM"),
+        ("rtx-pro-6000, ddr5-6000-2ch, 64gb", "the GPU holds all experts, and leaves hosts none"),
+    ):
+        status, _, error = run("plan", "Qwen3-30B-A3B", "--quant", "q4_0", "--hardware", hardware, "--hosts", TWO)
+        assert (status, said in folded(error)) == (1, True), (said, error)
     assert replace(Options(), hosts=TWO).hosts == TWO

@@ -6,9 +6,9 @@ import pytest
 from scripted_drafts import Script, speculate
 
 from headrace import LLM, SamplingParams
-from headrace.engine.speculation.row_kernels import NEVER, row_kernels
+from headrace.engine.speculation.row_kernels import is_by_row, row_kernels
 from headrace.kernels import FORMATS, load
-from headrace.kernels.context import Context
+from headrace.kernels.context import NEVER, Context
 
 PARAMS = SamplingParams(max_new_tokens=24, ignore_eos=True)
 
@@ -28,6 +28,15 @@ def test_tiles_are_left_out_and_come_back() -> None:
     assert ops.context is before  # type: ignore[attr-defined]
     with row_kernels(load("reference", Context())):
         pass
+
+
+@pytest.mark.skipif(not Context().tile_tokens, reason="this CPU has no tiles")
+def test_a_format_whose_tiles_never_pay_is_no_such_pass() -> None:
+    ops = load("cpu", Context(tiles_from={"q4_0": NEVER}))
+    assert not is_by_row(ops)
+    with row_kernels(ops):
+        assert is_by_row(ops)
+    assert not is_by_row(ops)
 
 
 @pytest.mark.usefixtures("_tiles")

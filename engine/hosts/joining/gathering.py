@@ -37,7 +37,6 @@ class Candidate(NamedTuple):
     name: str
     generation: int
     free: int
-    isa: str
     figures: Figures
 
     @property
@@ -146,10 +145,9 @@ class Gathering:
         with self.lock:
             self.generation += 1
             generation = self.generation
-        free, isa = frames.whole(said, "free"), str(said.get("isa", ""))
-        if isa != self.terms.computing.get("isa", isa):
-            log.warning("%s computes with %s, not as here: its rows may differ in rounding", name, isa)
-        return Candidate(sock, name, generation, free, isa, figures)
+        if others := self.terms.differing(said.get("rounding")):
+            log.warning("%s rounds otherwise: %s; its rows may differ in bits", name, "; ".join(others))
+        return Candidate(sock, name, generation, frames.whole(said, "free"), figures)
 
     def _serve_files(self, sock: socket.socket) -> None:
         with self.lock:

@@ -41,6 +41,7 @@ from .flow import Flow
 from .held import HeldLayers
 from .holders import Holders
 from .parts import cut
+from .stop_costs import Rows
 
 PATIENCE = 5.0  # seconds that a host which came back waits for a moment when nothing runs
 log = logging.getLogger("headrace")
@@ -79,9 +80,9 @@ class NetLayers:
             self.network.route = self._route()
         return lost
 
-    def measure(self, most_tokens: int, most_sequences: int) -> None:
+    def measure(self, most_tokens: int, most_sequences: int, rows: Rows) -> None:
         """What layers take on each machine, before the first pass. Raises DeviceError where a host is lost."""
-        self.stops = stop_costs.measure(self, most_tokens, most_sequences)
+        self.stops = stop_costs.measure(self, most_tokens, most_sequences, rows)
         self.network.route = self._route()
 
     def hop(self, node: int) -> Hop | None:

@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ....errors import DeviceError, OptionError
 from ....kernels import Ops
+from ....kernels.residual.streams import opened
 from ....loaders.spec import CompressedSpec, ModelSpec, MoeSpec
 from ....loaders.weights.checkpoint import Checkpoint
 from ....loaders.weights.model_weights import Held, ModelWeights, allocate
@@ -51,7 +53,8 @@ class OnLayers:
         room = Room(budget.pages, format, slots, budget.windows, budget.max_context)
         each = sizes(spec, allocate(spec, checkpoint.formats, "meta"), room)
         self.layers = Layers(runs(spec), each, room, budget.work_bytes)
-        self.gathering = door.opened(config, Terms.of(config, ops, self._limit()), checkpoint)
+        terms = Terms.of(config, ops, self._limit(), checkpoint.formats.used)
+        self.gathering = door.opened(config, terms, checkpoint)
         try:
             self._gather()
         except BaseException:
@@ -113,16 +116,22 @@ class OnLayers:
         parts = Ready(holders, self.gathering, own, WIRES[self.config.wire], self.config.host_timeout)
         beyond = NetLayers(parts, timers)
         if not self.config.no_measure:
-            self._measure(beyond)
+            self._measure(beyond, weights)
         spec = part_of(self.checkpoint.spec, 0, 0)
         outside, cache = replace(weights, layers=(), tables={}), NoLayers(spec, self.layers.room, beyond)
         experts, context = CpuExperts([], self.ops), self.layers.room.context
         return Decoder(spec, outside, self.ops, experts, cache, context, inputs, beyond=beyond)
 
-    def _measure(self, beyond: NetLayers) -> None:
+    def _measure(self, beyond: NetLayers, weights: ModelWeights) -> None:
         """What predictions need, and how many parts a pass has best. Raises DeviceError."""
+        spec = self.checkpoint.spec
+
+        def rows(tokens: int) -> Tensor:
+            x_TD = self.ops.embed(weights.embed, torch.randint(spec.vocab, (tokens,)), spec.embedding_scale)
+            return x_TD if spec.streams is None else opened(x_TD, spec.streams.count)[:, : row_width(spec)].contiguous()
+
         try:
-            beyond.measure(self.config.prefill_chunk, self.config.max_sequences)
+            beyond.measure(self.config.prefill_chunk, self.config.max_sequences, rows)
         except DeviceError as error:
             beyond.close()
             raise DeviceError(f"{error}: start it again") from error

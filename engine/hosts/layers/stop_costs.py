@@ -1,8 +1,10 @@
 """What layers take on each machine of a pass: measured on the machines of a run, before its first pass.
 
-Tokens that mean nothing go to one machine after the other. Of what they take, the round trip and the rows' time on the
-link are taken off; what is left is the machine's, Python on both sides included. Tokens are drawn, so that they choose
-different experts. What they leave in the caches is overwritten before anybody reads it.
+Tokens that are drawn go from one machine to the next, as in a pass: embedding rows into the first layers, what these
+made of them into the next. So they choose experts as tokens do; rows of noise chose more different ones, of all
+experts alike, and took a tenth longer. Of what a machine takes, the round trip and the rows' time on the link are taken
+off; what is left is the machine's, Python on both sides included. What tokens leave in the caches is overwritten before
+anybody reads it.
 
 Passes of a few tokens follow each other, as those that decode do: one behind a long prompt takes half as long again. Of
 each the choices come back and are counted, as in every pass of a run.
@@ -12,11 +14,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ....kernels.decoder_layer import Pages, Places
 from ....kernels.passes.tally import Tally
@@ -36,11 +39,12 @@ if TYPE_CHECKING:
 DECODE, PROMPT = (1, 2, 4, 16, 64), (16, 64, 256)  # tokens; parts of a few sequences have the sizes between
 SECONDS, LONG = 1.0, 3.0  # of all passes; of the fewest that there are, where machines are slow
 FEWEST, MOST, WARM = 3, 16, 2  # rounds, and first passes of a size that are not timed
-TURN = 4  # passes of a few tokens in a round, of which the first is not timed
+TURN, NOT_TIMED = 6, 2  # passes of a few tokens in a round, and how many of them come before those that are timed
 I32 = torch.int32
+Rows = Callable[[int], Tensor]  # of so many tokens what goes into the first layer, float32 [T, X]
 
 
-def measure(net: NetLayers, most_tokens: int, most_sequences: int) -> dict[int, Stop]:
+def measure(net: NetLayers, most_tokens: int, most_sequences: int, rows: Rows) -> dict[int, Stop]:
     """By node one of its layers, as an average of those that it has. Raises CacheLost, DeviceError where a host is lost
     meanwhile."""
     samplers = [_Sampler(net, node) for node in dict.fromkeys(node for node, _ in net.holders.route)]
@@ -54,15 +58,17 @@ def measure(net: NetLayers, most_tokens: int, most_sequences: int) -> dict[int, 
         late = time.perf_counter() - start
         for size in sizes:
             if (number < WARM + FEWEST and (number == 0 or late < LONG * (number + 1))) or late < SECONDS:
-                _take(samplers, *size, 1 if size[1] or late > SECONDS else TURN)
+                _take(samplers, rows, *size, 1 if size[1] or late > SECONDS else TURN)
     return {sampler.node: sampler.stop() for sampler in samplers}
 
 
-def _take(samplers: Sequence[_Sampler], tokens: int, is_prompt: bool, times: int) -> None:
-    """Passes of a size one behind the other; of several the first is as long as what was before makes it."""
+def _take(samplers: Sequence[_Sampler], rows: Rows, tokens: int, is_prompt: bool, times: int) -> None:
+    """Passes of a size one behind the other; of several the first are as long as what was before makes them."""
     for number in range(times):
+        x_TX = rows(tokens)
         for sampler in samplers:  # in turn, as passes go: what disturbs one disturbs all
-            sampler.take(tokens, is_prompt, is_timed=number > 0 or times == 1)
+            x_RX = sampler.take(x_TX, is_prompt, is_timed=number >= NOT_TIMED or times == 1)
+            x_TX = x_RX if len(x_RX) == tokens else x_TX  # fewer are of the last layer
 
 
 class _Sampler:
@@ -75,10 +81,12 @@ class _Sampler:
         self.tally = Tally(counts_2LE=torch.zeros(2, len(net.spec.layers), net.spec.moe.experts, dtype=torch.int64))
         self.taken: dict[tuple[int, bool], list[float]] = {}
 
-    def take(self, tokens: int, is_prompt: bool, is_timed: bool) -> None:
-        took = self._sample(tokens, is_prompt)
+    def take(self, x_TX: Tensor, is_prompt: bool, is_timed: bool) -> Tensor:
+        """A pass of these tokens; what comes out of it."""
+        x_RX, took = self._sample(x_TX, is_prompt)
         if is_timed:
-            self.taken.setdefault((tokens, is_prompt), []).append(took)
+            self.taken.setdefault((len(x_TX), is_prompt), []).append(took)
+        return x_RX
 
     def stop(self) -> Stop:
         """What was found."""
@@ -92,19 +100,20 @@ class _Sampler:
             tuple((float(tokens), exactly(statistics.median(taken[WARM:] or taken))) for tokens, taken in seconds)
         )
 
-    def _sample(self, tokens: int, is_prompt: bool) -> float:
-        """Of one pass, less what the link takes."""
-        x_TX, part = torch.randn(tokens, self.net.width), _part(self.net, tokens, is_prompt)
+    def _sample(self, x_TX: Tensor, is_prompt: bool) -> tuple[Tensor, float]:
+        """What comes out of one pass, and its seconds, less what the link takes."""
+        tokens = len(x_TX)
+        part = _part(self.net, tokens, is_prompt)
         start = time.perf_counter()
         flow = Flow(self.net, [part], False, wants_choices=True)
         flow.route = self.route
         with torch.inference_mode():
-            flow.run(x_TX, self.tally)
+            x_RX = flow.run(x_TX, self.tally)
         took = time.perf_counter() - start
         if self.hop is None:
-            return took
+            return x_RX, took
         link = self.hop.round_trip.mid + 2 * tokens * self.row / self.hop.rate.mid
-        return max(0.0, took - len(self.route) * link)
+        return x_RX, max(0.0, took - len(self.route) * link)
 
     @property
     def context_s(self) -> float:

@@ -1,17 +1,19 @@
 """What a coordinator asks of its hosts: how the model is opened and computed, so that a row has the same bits anywhere.
 
 Formats, rounding of activations, instruction set and the sizes from which tiles are used go from the coordinator to its
-hosts. A host whose CPU lacks the instruction set takes its best one, and says so: then bits may differ.
+hosts. A host whose CPU lacks the instruction set takes its best one; one that has it may still multiply some formats in
+another way (AVX512-BF16). Either says how it rounds, and the coordinator compares: then bits may differ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+from ....errors import brief
 from ....kernels import Ops
-from ....kernels.context import Context
+from ....kernels.context import NEVER, Context
 from ....kernels.cpu import CpuOps
 from ....kernels.formats import FORMATS
 from ....kernels.isa import available_isas
@@ -27,26 +29,37 @@ LISTS = ("ignore_config_keys", "ignore_tensors")
 @dataclass(frozen=True, kw_only=True)
 class Terms:
     """options: fields of `EngineConfig`. computing: of a `Context`, empty for kernels that have none. wire: the format
-    of rows. limit: the most bytes of a request."""
+    of rows. limit: the most bytes of a request. rounding: of the coordinator's kernels, of each format that hosts
+    compute with; it stays there."""
 
     options: Mapping[str, Any]
     computing: Mapping[str, Any]
     wire: WireFormat
     limit: int
+    rounding: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: EngineConfig, ops: Ops, limit: int) -> Terms:
-        """Those of a coordinator."""
+    def of(cls, config: EngineConfig, ops: Ops, limit: int, formats: Iterable[str] = ()) -> Terms:
+        """Those of a coordinator. formats: of what hosts compute."""
         options = {name: getattr(config, name) for name in OPENED}
         options |= {name: list(getattr(config, name)) for name in LISTS}
         options["kernels"] = config.kernels
-        computing: dict[str, Any] = {}
+        computing, rounding = dict[str, Any](), dict[str, str]()
         if isinstance(ops, CpuOps):
             context = ops.context
-            tiles = dict(context.tiles_from)
+            used, counts = dict.fromkeys(formats), context.tile_tokens
+            tiles = {name: counts.get(name, NEVER) for name in used}  # a host may have tiles that are not here
             computing = {"isa": context.isa, "activations": context.activations, "attention": context.attention}
             computing["tiles_from"] = tiles
-        return cls(options=options, computing=computing, wire=WIRES[config.wire], limit=limit)
+            rounding = {name: context.rounding[name] for name in used}
+        return cls(options=options, computing=computing, wire=WIRES[config.wire], limit=limit, rounding=rounding)
+
+    def differing(self, said: object) -> list[str]:
+        """For people, of the formats that a host rounds in another way than the coordinator. said: by the host, of any
+        format; what it does not say is taken to be the same."""
+        theirs = said if isinstance(said, dict) else {}
+        pairs = ((name, ours, str(theirs.get(name, ours))) for name, ours in self.rounding.items())
+        return [f"{name} by {brief(other)}, here by {ours!r}" for name, ours, other in pairs if other != ours]
 
     def as_json(self) -> dict[str, Any]:
         """As it goes over the wire."""

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from ....errors import OptionError
-from ....kernels import isa, load
+from ....kernels import load
 from ....kernels.context import THREADS
 from ....loaders.weights.by_expert.stored import StoredExperts
 from ...config import EngineConfig
@@ -85,7 +85,7 @@ def open_model(model: str, config: EngineConfig, terms: Terms, fetched: FetchedM
     checkpoint = CheckpointFiles(model).open(asked, found, show_progress=True)
     if not checkpoint.entries:
         raise OptionError(f"{model} has no files to load experts from: give the model's directory, or a GGUF file")
-    facts = {"isa": context.isa, "threads": context.threads, "kernels": isa.kernels_digest()}
+    facts = {"rounding": context.rounding if name == "cpu" else {}}
     files = ExpertFiles(StoredExperts(checkpoint), ops, None if fetched is None else FetchedFiles(fetched))
     free = next(iter(found.values())).free
     known, read = (fingerprint.of(checkpoint), None) if fetched is None else (fetched.fingerprint, fetched.read_into)

@@ -215,7 +215,8 @@ def hosts_lines(plan: Plan) -> Iterable[str]:
     names = ["here", *(hop.name for hop in hosted.hops)]
     parts = ", ".join(f"{name} {share:.0%}" for name, share in zip(names, hosted.shares, strict=True))
     runs = ", ".join(f"{name} {len(run)}" for name, run in zip(names, hosted.runs, strict=True))
-    yield f"by experts, of each layer's: {parts}; by layers: {runs}"
+    in_vram = "" if hosted.layers_in_vram is None else f"; in VRAM: all of {hosted.layers_in_vram} layers"
+    yield f"by experts, of each layer's: {parts}{in_vram}; by layers: {runs}"
     yield from hosted.why
 
 
@@ -358,6 +359,7 @@ def _hosts_json(hosted: Hosted, plan: Plan) -> dict[str, Any]:
                "memory": _memory_json(rated)}
         for name, rated in (("by_experts", hosted.by_experts), ("by_layers", hosted.by_layers))
     }  # fmt: skip
+    ways["by_experts"]["layers_in_vram"] = hosted.layers_in_vram
     return {"machines": there, "wire": hosted.wire, **ways, "why": list(hosted.why)}
 
 

@@ -17,8 +17,8 @@ from headrace.engine.devices import device as devices
 from headrace.engine.generation.outputs import Completion
 from headrace.engine.generation.schedule import scheduler
 from headrace.engine.measure import tile_thresholds
-from headrace.engine.speculation.row_kernels import NEVER
 from headrace.kernels import FORMATS
+from headrace.kernels.context import NEVER
 from headrace.kernels.mixers import LatentBlock
 
 Checkpoints = Callable[[str], Path]

@@ -177,7 +177,7 @@ def test_addresses() -> None:
         ({"hosts": 2, "placement": "disk"}, "both say where experts lie"),
         ({"hosts": 2, "cpu_moe": True}, "both say where experts lie"),
         ({"hosts": 2, "policy": "lru"}, "policy rules a cache on this machine"),
-        ({"hosts": 2, "device": "cuda", "split_by": "layers"}, "hosts 2 leaves out every GPU"),
+        ({"hosts": 2, "device": "cuda", "split_by": "layers"}, "every GPU: leave out device 'cuda', or split_by"),
         ({"hosts": 0}, "hosts is 0"),
         ({"hosts": 2, "wire": "fp4"}, "choose one of f32, bf16, int8"),
         ({"hosts": 2, "host_timeout": 0.1}, "host_timeout is 0.1"),

@@ -226,7 +226,7 @@ def test_what_a_node_holds_and_gives_up() -> None:
         ({"hosts": 2, "speculate": "mtp"}, "speculate 'mtp' does not go with whole layers"),
         ({"hosts": 2, "mtp": "layer.safetensors"}, "mtp does not go with whole layers"),
         ({"hosts": 2, "deterministic": True}, "deterministic is not promised beside hosts"),
-        ({"hosts": 2, "device": "cuda"}, "hosts 2 leaves out every GPU"),
+        ({"hosts": 2, "device": "cuda"}, "every GPU: leave out device 'cuda', or split_by"),
         ({"hosts": 2, "policy": "lru"}, "policy rules a cache on this machine"),
     ],
 )

@@ -169,7 +169,7 @@ def test_bytes_and_prediction(tmp_path: Path) -> None:
     ({"policy": "lru"}, "policy rules a cache on this machine"),
     ({"tensor_split": "1,1"}, "tensor_split is not there beside hosts"),
     ({"stream_from": 4}, "stream_from is not there beside hosts"),
-    ({"split_by": "layers"}, "leaves out every GPU"),
+    ({"split_by": "layers"}, "split_by 'layers' leaves out every GPU: leave out device 'simulated', or split_by"),
     ({"handoff": "memop"}, "handoff is not there beside hosts"),
 ])  # fmt: skip
 def test_refused_by_name(options: dict[str, Any], message: str) -> None:
