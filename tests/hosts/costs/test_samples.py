@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from itertools import groupby
+from typing import Any
 
 import pytest
+import torch
 from host_processes import GREEDY
 from thread_hosts import ThreadHosts, layered, layers_of
 
@@ -20,6 +22,7 @@ from headrace.engine.hosts.messages.passes import Done, Task
 from headrace.engine.ledger.pass_bytes import HEAD, HIDDEN
 from headrace.engine.ledger.passes import CPU_DRAM, NET, Pass
 from headrace.kernels import FORMATS
+from headrace.kernels.cpu import CpuOps
 from headrace.kernels.formats import KV_BF16
 from headrace.loaders.architecture import catalogue
 from headrace.loaders.families import spec_of
@@ -54,6 +57,40 @@ def test_samples_are_passes_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     decode = [(tokens, count) for (tokens, sequences, _), count in turns if tokens == sequences]
     assert {tokens for tokens, _ in decode} == {1, 2, 4}
     assert {count for _, count in decode} == {stop_costs.TURN}
+
+
+def test_what_is_timed_are_rows_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into the first layers go rows of the embedding, into every other machine's what the one before made of them: so
+    they choose experts as tokens do."""
+    entered: list[torch.Tensor] = []
+    came: list[tuple[int, torch.Tensor, torch.Tensor]] = []
+    run, embed = HeldLayers.run, CpuOps.embed
+
+    def watched(self: HeldLayers, task: Task) -> Done:
+        x_TX = task.x_TX.clone()  # layers write into it
+        done = run(self, task)
+        came.append((task.first, x_TX, done.x_RX.clone()))
+        return done
+
+    def looked_up(self: CpuOps, *arguments: Any) -> torch.Tensor:
+        entered.append(embed(self, *arguments))
+        return entered[-1]
+
+    monkeypatch.setattr(HeldLayers, "run", watched)
+    monkeypatch.setattr(CpuOps, "embed", looked_up)
+    monkeypatch.setattr(stop_costs, "SECONDS", 0.1)
+    hosts = ThreadHosts("demo", 2)
+    try:
+        with layered(hosts, placement="hosts", no_measure=False, max_sequences=2):
+            pass
+    finally:
+        hosts.close()
+    assert len(came) == 2 * len(entered) > 20
+    firsts = iter(entered)
+    for (first, x_TX, out), (second, other, _) in zip(came[::2], came[1::2], strict=True):
+        assert first == 0 < second
+        assert torch.equal(x_TX, next(firsts))
+        assert torch.equal(other, out)
 
 
 def test_a_sequence_more_is_predicted() -> None:
