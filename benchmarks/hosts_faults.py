@@ -15,6 +15,9 @@ time something happens to one of them while a batch of prompts is under way, in 
 Counted are texts that differ from those of one machine, errors, and hangs: batches that took more than the time-out
 and 3 s longer than the slower one of two that nothing happened to, right before and right after. What was stopped or
 pulled is put right afterwards; the next time begins when the host is back.
+
+Where matrix tiles round otherwise than dot products (bf16 with AMX or AVX512-BF16), text depends on how many tokens a
+pass has, with hosts or without: there all machines use the instruction set below, AVX2, which has no tiles.
 """
 
 from __future__ import annotations
@@ -42,6 +45,8 @@ from host_processes import coordinator, experts_of, later
 from thread_hosts import layers_of
 
 from headrace import LLM, SamplingParams
+from headrace.kernels.context import Context
+from headrace.kernels.isa import available_isas
 
 TEXT = "And it came to pass, when the children of Israel saw it, they said one to another, What is it? "
 PROMPTS = ["In the beginning", TEXT * 12, "Behold,", TEXT * 9]
@@ -225,6 +230,8 @@ def main() -> int:
     kinds = asked.kinds.split(",")
     if not set(kinds) <= set(KINDS):
         parser.error(f"--kinds is {asked.kinds!r}: give some of {','.join(KINDS)}")
+    if Context().tile_tokens and "avx2" in available_isas():
+        os.environ["HEADRACE_ISA"] = "avx2"  # of the process that takes this one's place, and of its hosts
     hosts_network.enter()
     with LLM("demo", device="cpu", max_context=CONTEXT, no_measure=True) as llm:
         expected = said(llm)

@@ -27,6 +27,7 @@ from ..experts.disk.files import ExpertFiles
 from ..placement.tier_memory import of_free
 from ..units import size
 from .answers import answers
+from .joining import address as addresses
 from .joining import link_rate, meeting
 from .layers import layer_host
 from .layers.held import HeldLayers
@@ -83,12 +84,11 @@ class ExpertHost:
     def run(self, once: bool = False) -> None:
         """Until it is ended, from outside or, when a connection has ended, by `is_over`; once: or a coordinator has
         worked with it and left. Raises DeviceError where the coordinator does not want it."""
-        while (joined := meeting.join(*self.address, lambda: not self.is_over.is_set())) is not None:
-            sock, generation = joined
+        while (sock := meeting.join(*self.address, lambda: not self.is_over.is_set(), self._waits)) is not None:
             self.sock = sock
             with sock:
                 try:
-                    self._serve(sock, generation)
+                    self._serve(sock)
                 except Refused as refused:
                     if not refused.again:
                         raise
@@ -106,7 +106,10 @@ class ExpertHost:
             with suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
 
-    def _serve(self, sock: socket.socket, generation: int) -> None:
+    def _waits(self, why: str) -> None:
+        self.say(f"no coordinator at {addresses.shown(*self.address)} yet ({why}); waiting for one")
+
+    def _serve(self, sock: socket.socket) -> None:
         """One connection, to its end."""
         sock.settimeout(GREETING)
         frames.tune(sock)
@@ -122,14 +125,14 @@ class ExpertHost:
         frames.send_json(sock, Kind.MODEL, said)
         share = frames.as_json(link_rate.receive(sock, Kind.SHARE))
         if "layers" in share:
-            self._serve_layers(sock, terms, share, generation)
+            self._serve_layers(sock, terms, share)
         if self.layers is not None:
             self.layers.segments.clear()
         with self._pulse(sock):
             self._load(shelf, share, free)
         frames.send_json(sock, Kind.READY, {"bytes": shelf.nbytes})
         self.was_ready = True
-        self.say(f"generation {generation}: {len(shelf.own)} experts, {size(shelf.nbytes)}; at work")
+        self.say(f"at work with {len(shelf.own)} experts, {size(shelf.nbytes)}")
         incoming = Incoming(sock)
         with self._pulse(sock, at_once=False) as busy:
             while True:
@@ -138,7 +141,7 @@ class ExpertHost:
                 self._answer(sock, shelf, terms.wire, header.call, body)
                 busy.clear()
 
-    def _serve_layers(self, sock: socket.socket, terms: Terms, share: dict[str, Any], generation: int) -> NoReturn:
+    def _serve_layers(self, sock: socket.socket, terms: Terms, share: dict[str, Any]) -> NoReturn:
         """The same with whole layers."""
         opened, shelf = self.opened, self.shelf
         assert opened is not None, "a share before the model is open"
@@ -150,7 +153,7 @@ class ExpertHost:
         frames.send_json(sock, Kind.READY, {"bytes": self.layers.nbytes})
         held = ", ".join(f"{first} to {last - 1}" for first, last in self.layers.segments) or "none"
         self.was_ready = True
-        self.say(f"generation {generation}: layers {held}, {size(self.layers.nbytes)}; at work")
+        self.say(f"at work with layers {held}, {size(self.layers.nbytes)}")
         talk = layer_host.Talk(sock, partial(self._send, sock), partial(self._pulse, sock))
         layer_host.LayerHost(self.layers, terms, talk).run()
 

@@ -16,14 +16,14 @@ from .messages.incoming import Incoming
 
 
 class Link:
-    """name: of the host; generation: how many had joined when it did; room: bytes of RAM that it has beside its share;
+    """name: of the host; room: bytes of RAM that it has beside its share;
     figures: what it and its link were measured to do. heard: when bytes moved last, by the clock of
     `time.monotonic`."""
 
-    def __init__(self, sock: socket.socket, name: str, generation: int, room: int, figures: Figures) -> None:
+    def __init__(self, sock: socket.socket, name: str, room: int, figures: Figures) -> None:
         sock.setblocking(False)
         self.figures = figures
-        self.sock, self.name, self.generation, self.room = sock, name, generation, room
+        self.sock, self.name, self.room = sock, name, room
         self.out = deque[memoryview]()
         self.incoming = Incoming(sock)
         self.heard, self.limit = time.monotonic(), 0

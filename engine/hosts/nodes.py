@@ -46,7 +46,7 @@ class Nodes:
         self.returns += 1
         with self.lock:
             self.coming.discard(number)
-        log.warning("host %s is %s, generation %d", link.name, "back" if back else "new", link.generation)
+        log.warning("host %s is %s", link.name, "back" if back else "new, in the place of one that was lost")
 
     def seat(self, candidate: Candidate) -> int | str:
         """The number of a host that comes late: its own, or that of one that is gone; or why there is none. Called by

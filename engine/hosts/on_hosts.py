@@ -99,7 +99,7 @@ class OnHosts:
         self.gathering.open_places(members.place, members.gave_up)
         for number, link in enumerate(links, 1):
             count = sum(map(len, share(self.dealt, number)))
-            log.warning("host %s: %d experts, generation %d, %s", link.name, count, link.generation, link.figures)
+            log.warning("host %s: %d experts, %s", link.name, count, link.figures)
         parts = Ready(members, self.gathering, shelf, self.wire, self.config.host_timeout)
         experts = NetExperts(parts, self.ops, timers)
         if not self.config.no_measure:

@@ -61,9 +61,8 @@ class FetchedModel:
         return str(self.said["fingerprint"])
 
     def _connect(self) -> tuple[socket.socket, dict[str, Any]]:
-        joined = meeting.join(*self.address)
-        assert joined is not None, "a meeting that is waited for"
-        sock, _ = joined
+        sock = meeting.join(*self.address)
+        assert sock is not None, "a meeting that is waited for"
         try:
             sock.settimeout(GREETING)
             frames.tune(sock)

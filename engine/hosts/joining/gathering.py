@@ -75,6 +75,8 @@ class Gathering:
         while len(found) < count:
             try:
                 found.append(self.candidates.get(timeout=max(0.0, end - time.monotonic())))
+                if len(found) < count:
+                    log.warning("host %s is here, %d more to come", found[-1].name, count - len(found))
             except queue.Empty:
                 more = f"; turned away: {self.refused[-1]}" if self.refused else ""
                 raise DeviceError(
@@ -90,12 +92,12 @@ class Gathering:
     def _accept(self) -> None:
         while True:
             try:
-                sock, _ = self.meeting.listener.accept()
+                sock, peer = self.meeting.listener.accept()
             except OSError:
                 return  # closed
-            threading.Thread(target=self._greet, args=(sock,), name="headrace-greeting", daemon=True).start()
+            threading.Thread(target=self._greet, args=(sock, peer[0]), name="headrace-greeting", daemon=True).start()
 
-    def _greet(self, sock: socket.socket) -> None:
+    def _greet(self, sock: socket.socket, address: str) -> None:
         """From the first word to the model's fingerprint, and for one that comes late to the end."""
         try:
             candidate = self._candidate(sock)
@@ -112,7 +114,7 @@ class Gathering:
                 sock.close()
             with self.lock:
                 self.refused.append(str(error))
-            log.warning("a host did not come in: %s", error)
+            log.warning("a host at %s did not come in: %s", address, error)
 
     def open_places(self, place: Place, gave_up: Callable[[int], None]) -> None:
         """From now on those who come take places that are free; gave_up: told of one that was to come and did not."""
@@ -180,7 +182,7 @@ class Gathering:
         """Waits until they are loaded. Raises Broken, OSError."""
         said = frames.as_json(frames.receive(candidate.sock, Kind.READY)[1])
         room = max(0, candidate.free - frames.whole(said, "bytes"))
-        return Link(candidate.sock, candidate.name, candidate.generation, room, candidate.figures)
+        return Link(candidate.sock, candidate.name, room, candidate.figures)
 
     def loaded(self, candidate: Candidate, what: str) -> Link:
         """`ready` at the start, which ends where a host does not load its `what`: raises DeviceError."""

@@ -1,4 +1,4 @@
-"""The rendezvous: torch's TCPStore at the coordinator, where hosts find the port of the hop and draw a number.
+"""The rendezvous: torch's TCPStore at the coordinator, where hosts find the port of the hop.
 
 Measured on one machine under load, a gloo pair took 5 times (at best) to 270 times (in the median) as long as a plain
 socket for 16 KB there and back (docs/hosts.md). So only the meeting is torch's; rows go over a socket whose port is
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from ....errors import OptionError
 from . import address as addresses
 
-HOP, JOINED = "headrace/hop", "headrace/joined"
+HOP = "headrace/hop"
 STEP = 0.5  # seconds between tries
 
 
@@ -53,17 +53,21 @@ class Meeting:
         self.store = None
 
 
-def join(address: str, port: int, is_wanted: Callable[[], bool] = lambda: True) -> tuple[socket.socket, int] | None:
-    """A connection to the coordinator, and this host's generation, drawn from the store; waits until one listens. None:
-    nobody wants it any more."""
+def join(
+    address: str, port: int, is_wanted: Callable[[], bool] = lambda: True, waits: Callable[[str], None] | None = None
+) -> socket.socket | None:
+    """A connection to the coordinator; waits until one listens. waits: told why, once. None: nobody wants it any
+    more."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     while is_wanted():
         try:
             socket.create_connection((address, port), timeout=5).close()  # torch would log each try
             store = TCPStore(address, port, is_master=False, timeout=datetime.timedelta(seconds=10))
-            hop, number = int(store.get(HOP)), int(store.add(JOINED, 1))
-            return socket.create_connection((address, hop), timeout=10), number
-        except (OSError, RuntimeError, ValueError):
+            return socket.create_connection((address, int(store.get(HOP))), timeout=10)
+        except (OSError, RuntimeError, ValueError) as error:
+            if waits is not None:
+                waits(getattr(error, "strerror", None) or str(error))
+                waits = None
             time.sleep(STEP)
     return None

@@ -112,7 +112,7 @@ class OnLayers:
         self.gathering.open_places(holders.place, holders.gave_up)
         for link, layers in zip(links, self.home[1:], strict=True):
             said = ", ".join(map(named, layers)) or "none"
-            log.warning("host %s: layers %s, generation %d", link.name, said, link.generation)
+            log.warning("host %s: layers %s, %s", link.name, said, link.figures)
         parts = Ready(holders, self.gathering, own, WIRES[self.config.wire], self.config.host_timeout)
         beyond = NetLayers(parts, timers)
         if not self.config.no_measure:

@@ -39,7 +39,7 @@ def comes_in(door: Gathering, rounding: Any) -> None:
     """A host that rounds so."""
     joined = meeting.join("127.0.0.1", door.meeting.port)
     assert joined is not None
-    with joined[0] as sock, ThreadPoolExecutor(1) as pool:
+    with joined as sock, ThreadPoolExecutor(1) as pool:
         sock.settimeout(10)
         greeting.answer(sock, b"", "h1")
         told = {"fingerprint": "the hash", "free": 10, "rate": 2.0, "experts": {"1": 3.0}, "rounding": rounding}

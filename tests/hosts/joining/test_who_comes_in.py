@@ -54,8 +54,8 @@ def background(action: Callable[..., Any], *arguments: Any) -> Iterator[None]:
 def joined(door: Gathering) -> socket.socket:
     found = meeting.join("127.0.0.1", door.meeting.port)
     assert found is not None
-    found[0].settimeout(10)
-    return found[0]
+    found.settimeout(10)
+    return found
 
 
 def test_one_with_the_token_and_the_model_comes_in(door: Gathering) -> None:

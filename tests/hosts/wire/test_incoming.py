@@ -74,7 +74,7 @@ def test_one_call_for_a_small_frame(pair: Pair) -> None:
         def setblocking(self, on: bool) -> None:
             here.setblocking(on)
 
-    link = Link(Counted(), "h", 1, 0, Figures(1.0, {}, None))  # type: ignore[arg-type]
+    link = Link(Counted(), "h", 0, Figures(1.0, {}, None))  # type: ignore[arg-type]
     link.limit = 1000
     assert [len(body) for _, body in link.read()] == [100, 50]
     assert calls == 1
