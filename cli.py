@@ -17,6 +17,7 @@ headrace trace record MODEL           which experts every token chooses, kept in
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -43,6 +44,9 @@ from .errors import HeadraceError, OptionError, is_out_of_memory, short, visible
 random_weights_flag = click.option(
     "--random-weights", is_flag=True, help="shape of MODEL from its config, weights made in RAM"
 )
+
+# Read when torch is loaded: else its store warns of every host whose address has no name.
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 NO_MEMORY = (
     "the system, or a limit of this process, gave no more memory: free some, raise the limit, "

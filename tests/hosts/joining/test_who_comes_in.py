@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import socket
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -89,6 +91,35 @@ def test_another_model_is_refused(door: Gathering) -> None:
         frames.send_json(sock, Kind.MODEL, {"fingerprint": "other", "free": 10, "rate": 2.0})
         with refused(Refused, "h1 has another model", "the same files"):
             frames.receive(sock, Kind.SHARE)
+
+
+def test_a_start_says_who_has_come(door: Gathering, caplog: pytest.LogCaptureFixture) -> None:
+    """One of two hosts; the other is still waited for."""
+    with caplog.at_level(logging.WARNING, "headrace"), joined(door) as sock, ThreadPoolExecutor(1) as pool:
+        greeting.answer(sock, b"a secret", "h1")
+        frames.send_json(sock, Kind.MODEL, {"fingerprint": "the hash", "free": 10, "rate": 2.0})
+        pool.submit(link_rate.receive, sock, Kind.SHARE)
+        with refused(DeviceError, "1 of 2 hosts joined"):
+            door.first(2, 3.0)
+        sock.shutdown(socket.SHUT_RDWR)
+    assert "host h1 is here, 1 more to come" in caplog.text
+
+
+def test_a_host_says_that_it_waits() -> None:
+    """Once, however often it tries; and nothing where a coordinator is there."""
+    said: list[str] = []
+    port, tries = free_port(), iter([True, True, True, False])
+    assert meeting.join("127.0.0.1", port, lambda: next(tries), said.append) is None
+    assert said == ["Connection refused"]
+    host = ExpertHost("h1", ("127.0.0.1", port), b"", lambda terms: pytest.fail("opened"), said.append)
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(host.run)
+        deadline = time.monotonic() + 20
+        while len(said) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        host.stop()
+        ended.result(20)
+    assert said[1] == f"no coordinator at 127.0.0.1:{port} yet (Connection refused); waiting for one"
 
 
 def test_another_version_is_named(door: Gathering) -> None:
