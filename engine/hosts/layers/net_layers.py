@@ -178,7 +178,8 @@ class NetLayers:
         runs = sorted(wanted)
         error = self._hold_here(runs) if node == 0 else self._hold_there(node, runs)
         if error:
-            log.warning("%s cannot take layers: %s", self.holders.names[node], error)
+            if node == 0 or self.holders.links[node] is not None:  # else it was said that the host is lost
+                log.warning("%s cannot take layers: %s", self.holders.names[node], error)
             self.holders.free[node] = self.holders.layers.bytes(self.holders.now[node])
             return
         self.holders.now[node] = runs

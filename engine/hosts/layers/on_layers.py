@@ -26,6 +26,7 @@ from ...model.inputs import DeviceInputs
 from ...model.kv_cache import KVCache, pages_for
 from ...model.segment import Room, part_of, row_width, runs, sizes
 from ...placement.tier_memory import of_free
+from ...units import GB
 from ..joining import door, rate
 from ..joining.gathering import Candidate
 from ..messages.rows import F32, WIRES
@@ -112,7 +113,8 @@ class OnLayers:
         self.gathering.open_places(holders.place, holders.gave_up)
         for link, layers in zip(links, self.home[1:], strict=True):
             said = ", ".join(map(named, layers)) or "none"
-            log.warning("host %s: layers %s, %s", link.name, said, link.figures)
+            ram = link.figures.ram_bytes_s / GB  # that layers are dealt by
+            log.warning("host %s: layers %s, RAM read at %.1f GB/s, %s", link.name, said, ram, link.figures)
         parts = Ready(holders, self.gathering, own, WIRES[self.config.wire], self.config.host_timeout)
         beyond = NetLayers(parts, timers)
         if not self.config.no_measure:
