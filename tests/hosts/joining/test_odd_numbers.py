@@ -59,7 +59,7 @@ def host() -> ExpertHost:
 def serve(host: ExpertHost, sock: socket.socket) -> None:
     """As `ExpertHost.run` does with a connection."""
     with sock:
-        host._serve(sock, 1)
+        host._serve(sock)
 
 
 def talk(host: ExpertHost, terms: Any, *more: tuple[Kind, bytes]) -> None:

@@ -21,6 +21,8 @@ from thread_hosts import ThreadHosts, layered, layers_of
 from headrace import LLM, EngineConfig, SamplingParams
 from headrace.engine.bench.random_weights import random_llm
 from headrace.engine.generation.schedule import scheduler
+from headrace.engine.hosts.joining import rate
+from headrace.engine.hosts.joining.gathering import Candidate
 from headrace.engine.hosts.layers.dealing import deal
 from headrace.engine.hosts.layers.held import HeldLayers
 from headrace.engine.hosts.messages import passes
@@ -42,8 +44,11 @@ LONG = [number % 97 + 1 for number in range(3 * PAGE + 5)]
 
 @pytest.mark.parametrize("options", [{"placement": "hosts"}, {"prefill_chunk": 3}], ids=["even", "by rate, in chunks"])
 def test_two_hosts(
-    options: dict[str, Any], two: ThreadHosts, one_machine: tuple[list[list[int]], torch.Tensor]
-) -> None:
+    options: dict[str, Any], two: ThreadHosts, one_machine: tuple[list[list[int]], torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(rate, "measure", lambda: 1e10)  # as fast as hosts, however busy this machine is
+    monkeypatch.setattr(Candidate, "rate", 1e10)
     with layered(two, **options) as llm:
         assert said(llm) == one_machine[0]
         assert torch.equal(llm.logits(PROMPT), one_machine[1])
