@@ -34,10 +34,10 @@ from .engine.config import EngineConfig, SamplingParams
 from .engine.planning.options import Options
 from .engine.server.settings import ServerSettings
 from .engine.terminal import output
-from .engine.terminal.arguments import HUB, MODEL, a_file, json_flag, model_argument
 from .engine.terminal.chat_options import ChatOptions, prompt_of
+from .engine.terminal.command_line.arguments import HUB, MODEL, a_file, json_flag, model_argument
+from .engine.terminal.command_line.options import Command, Group, Values, takes
 from .engine.terminal.load import load_model
-from .engine.terminal.options import Command, Group, Values, takes
 from .engine.terminal.trace.group import trace
 from .errors import HeadraceError, OptionError, is_out_of_memory, short, visible
 
@@ -67,7 +67,7 @@ command: Callable[[Callable[..., Any]], click.Command] = app.command(cls=Command
 @model_argument
 @click.argument("prompts", metavar="[PROMPTS]...", nargs=-1, help="text to complete; -: standard input")
 @takes(ChatOptions, "talk")
-@takes(SamplingParams, "sampling")
+@takes(SamplingParams, "sampling", defaults={"max_new_tokens": None})
 @takes(EngineConfig, "config")
 @json_flag
 @a_file("--ledger", help="write one JSON line per forward pass to this file")
@@ -86,7 +86,7 @@ def generate(
 
     chosen = ChatOptions(**talk)
     chosen.check(prompts, as_json)
-    params = SamplingParams(**sampling)
+    params = chosen.params(sampling)
     if ledger is not None:
         Ledger.check_path(ledger)
     prompts = tuple(map(prompt_of, prompts))

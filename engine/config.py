@@ -31,6 +31,7 @@ DTYPES = {"auto": None, "float32": "f32", "bfloat16": "bf16"}
 GRAPHED = ("memop", "hostfunc", "spin")  # ways to hand experts over in a graph (`cuda_graphs/signals.py`)
 HANDOFFS = (*GRAPHED, "eager")
 MOST_LOGPROBS = 20
+TO_THE_END = -1  # new tokens: as many as the context holds
 TOKEN = "HEADRACE_HOST_TOKEN"  # the environment's
 WIRES = ("f32", "bf16", "int8")
 GPU_ALONE = ("tensor_split", "vram_limit", "pinned_limit")  # options that can only be meant for a GPU
@@ -339,7 +340,7 @@ class SamplingParams:
     its range.
     """
 
-    max_new_tokens: int = option(256, COMMON, "TOKENS", "most to write", short="-n")
+    max_new_tokens: int = option(256, COMMON, "TOKENS", "most to write; -1: what the context holds", short="-n")
     temperature: float = option(0.0, COMMON, "X", "divides the logits; 0: always the likeliest token")
     top_k: int = option(0, SAMPLING, "K", "draw from the K likeliest tokens; 0 or -1: off")
     top_p: float = option(1.0, SAMPLING, "P", "draw from the likeliest that reach the sum P; 1: off, 0: greedy")
@@ -367,7 +368,7 @@ class SamplingParams:
         ranges.strings("stop", self.stop)
         for token in self.stop_token_ids:
             ranges.between("stop_token_ids", token, 0)
-        ranges.between("max_new_tokens", self.max_new_tokens, 1)
+        ranges.between("max_new_tokens", None if self.max_new_tokens == TO_THE_END else self.max_new_tokens, 1)
         ranges.between("temperature", self.temperature, 0)
         ranges.between("top_k", self.top_k, -1)
         object.__setattr__(self, "top_k", max(0, self.top_k))

@@ -1,6 +1,6 @@
 """A thing that a user can choose, said once: a field of a dataclass with its default, its help and how it is written.
 
-The command line makes its options of these fields (`terminal/options.py`). This file knows no terminal.
+The command line makes its options of these fields (`terminal/command_line/options.py`). This file knows no terminal.
 """
 
 from __future__ import annotations

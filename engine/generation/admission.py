@@ -17,7 +17,7 @@ from ...loaders.tokens.dialects.dialect import Dialect
 from ...loaders.tokens.dialects.machine import start
 from ...loaders.tokens.tokenizer import Tokenizer
 from ..coerce import items, whole
-from ..config import SamplingParams
+from ..config import TO_THE_END, SamplingParams
 from .answer_text import AnswerText
 from .grammars.grammar import Constraint, Grammar, Vocabulary
 from .grammars.held_calls import HeldCalls
@@ -187,6 +187,8 @@ class Admission:
             raise OptionError(f"logit_bias names token {brief(bad)}, and the vocabulary has {self.vocab} tokens")
         if params.stop:
             self.need_tokenizer("stop strings")
+        if params.max_new_tokens == TO_THE_END:
+            params = replace(params, max_new_tokens=max(1, self.limit + 1 - len(ids)))
         self._check_context(len(ids), params.max_new_tokens)
         return make_sequence(next(self.ids), ids, params)
 

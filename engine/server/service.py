@@ -17,7 +17,7 @@ from ...errors import OptionError
 from ...loaders.tokens.dialects.choose import Choice, choose
 from ...loaders.tokens.template_files import named_or_in_file
 from ...loaders.tokens.tokenizer import Tokenizer
-from ..config import SamplingParams
+from ..config import TO_THE_END, SamplingParams
 from ..generation.grammars.grammar import Grammar
 from ..generation.own_answers import PromptIds
 from ..llm import LLM
@@ -190,7 +190,10 @@ class Service:
 
     def clamp(self, params: SamplingParams, prompt_tokens: int) -> SamplingParams:
         """No more new tokens than the context leaves."""
-        return replace(params, max_new_tokens=max(1, min(params.max_new_tokens, self.limit + 1 - prompt_tokens)))
+        left = max(1, self.limit + 1 - prompt_tokens)
+        return replace(
+            params, max_new_tokens=left if params.max_new_tokens == TO_THE_END else min(params.max_new_tokens, left)
+        )
 
     async def form(self, wish: Callable[[], Grammar | None]) -> Grammar | None:
         """The grammar that answers are to follow, made in another thread with what it needs; raises ApiError."""

@@ -13,6 +13,7 @@ from typing import Any
 from ...errors import OptionError
 from ...loaders.tokens.dialects import families
 from ...loaders.tokens.template_files import named_or_in_file
+from ..config import TO_THE_END, SamplingParams
 from ..option import COMMON, option
 from . import output
 
@@ -26,7 +27,7 @@ class ChatOptions:
     """interactive: a conversation. chat: each prompt is a question of its own. messages: a conversation so far, as
     clients of OpenAI's API send it, with tools and arguments of the template if it holds some."""
 
-    interactive: bool = option(False, COMMON, "", "chat, keeping the history", short="-i")
+    interactive: bool = option(False, COMMON, "", "chat, keeping the history; -n is -1 then", short="-i")
     chat: bool = option(False, COMMON, "", "put the prompt into the model's chat template")
     system: str | None = option(None, COMMON, "TEXT", "system message of a chat")
     messages: Path | None = option(None, CHAT, "FILE", "conversation so far: JSON, as OpenAI's API has it")
@@ -61,6 +62,12 @@ class ChatOptions:
     def is_chat(self) -> bool:
         """Whether prompts are put into a template."""
         return self.chat or self.interactive or self.messages is not None
+
+    def params(self, sampling: dict[str, Any]) -> SamplingParams:
+        """How tokens are chosen. Unless it is said, an answer of a conversation ends where the model ends it."""
+        if self.interactive and sampling["max_new_tokens"] is None:
+            sampling = {**sampling, "max_new_tokens": TO_THE_END}
+        return SamplingParams(**sampling)
 
     @cached_property
     def start(self) -> list[dict[str, Any]]:

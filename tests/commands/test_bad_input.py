@@ -74,6 +74,15 @@ def test_prompt_and_completion_longer_than_the_context(silent: LLM) -> None:
         silent.generate([5] * 250, SamplingParams(max_new_tokens=8))
 
 
+def test_as_many_new_tokens_as_the_context_holds(silent: LLM) -> None:
+    params = SamplingParams(max_new_tokens=-1, ignore_eos=True)
+    assert [len(one.token_ids) for one in silent.generate([[5] * 250, [5] * 256], params)] == [7, 1]
+    with refused(ContextOverflow, "257 tokens", "holds 256"):
+        silent.generate([5] * 257, params)
+    with refused(OptionError, "max_new_tokens is -2"):
+        SamplingParams(max_new_tokens=-2)
+
+
 def test_context_that_was_asked_for_is_named(checkpoints: Checkpoints) -> None:
     llm = LLM(str(checkpoints("qwen3_moe")), kernels="reference", max_context=20)
     with refused(ContextOverflow, "21 tokens", "holds 20", "raise max_context", "256"):

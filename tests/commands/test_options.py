@@ -19,8 +19,10 @@ from headrace.engine import llm
 from headrace.engine.core.weight_source import CheckpointFiles
 from headrace.engine.terminal import generate_command
 from headrace.engine.terminal.bench import bench_command
+from headrace.engine.terminal.command_line.elsewhere import COMMANDS as COMMANDS_ELSEWHERE
+from headrace.engine.terminal.command_line.elsewhere import HERE
+from headrace.engine.terminal.command_line.options import takes
 from headrace.engine.terminal.doctor import doctor_command
-from headrace.engine.terminal.options import takes
 
 # (exit status, standard output, standard error) of a command
 Run = Callable[..., tuple[int, str, str]]
@@ -33,7 +35,8 @@ HOSTS = {"--hosts": None, "--split-by": "experts", "--listen": "127.0.0.1", "--h
 COMMANDS: dict[str, dict[str, Any]] = {
     "generate": {
         "--interactive -i": False, "--chat": False, "--system": None, "--messages": None, "--tools": None,
-        "--template-arg": None, "--chat-template": None, "--dialect": None, "--max-new-tokens -n": 256,
+        "--template-arg": None, "--chat-template": None, "--dialect": None,
+        "--max-new-tokens -n": None,  # 256, of a conversation -1
         "--temperature": 0.0, "--top-k": 0, "--top-p": 1.0, "--min-p": 0.0, "--repetition-penalty": 1.0,
         "--presence-penalty": 0.0, "--frequency-penalty": 0.0, "--seed": None, "--stop": None, "--ignore-eos": False,
         "--json-schema": None, "--grammar": None, "--ledger": None, "--json": False,
@@ -427,3 +430,46 @@ def test_forms_that_are_none_are_refused_before_weights_are_read(
     assert (status, out) == (1, "")
     assert said in err
     assert len(err.splitlines()) == 1
+
+
+# ---- words of other programs
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("generate -m m.gguf -p hi -n 8", ["-m: the model stands first", "-p: the prompt stands behind the model"]),
+        ("generate m.gguf hi -c 4096 -t 8 --temp 0", ["-c: --max-context", "-t: --threads", "--temp: --temperature"]),
+        ("generate m.gguf hi -n 8 -ngl 99", ["-ngl: the GPU is filled by itself, or --n-cpu-moe N"]),  # not: -n gl
+        ("generate m.gguf hi -ot exps=CPU --ctx-size=64", ["-ot: --placement", "--ctx-size: --max-context"]),
+        ("bench m.gguf -ngl 99", ["-ngl: the GPU is filled by itself, or --placement"]),  # which has no --n-cpu-moe
+        ("serve m.gguf -c 8192 -np 4", ["-c: --max-context", "-np: --parallel"]),
+        ("plan m.gguf -c 8192", ["-c: --context"]),
+        ("perplexity -m m.gguf -f text.txt", ["-f: the file stands behind the model"]),
+        ("run m.gguf", ["headrace generate MODEL -i"]),
+        ("llama-bench -m m.gguf", ["headrace bench MODEL"]),
+        ("-m m.gguf -p hi", ['a command comes first, as in headrace generate MODEL "text"']),
+        ("demo hi", ['a command comes first, as in headrace generate demo "text"']),
+    ],
+)
+def test_options_of_other_programs_are_answered_with_those_of_here(line: str, said: list[str], run: Run) -> None:
+    status, _, err = run(*line.split())
+    assert status == 2
+    assert all(one in err.splitlines()[-1] for one in said), err
+
+
+def test_a_prompt_or_a_value_may_look_like_an_option_of_other_programs(run: Run) -> None:
+    _, _, err = run("generate", "/no/such/model", "--system=-ngl", "--chat", "--", "-c")
+    assert "other programs" not in err
+    _, _, err = run("generate", "/no/such/model", "--seed", "x", "--", "-c")
+    assert "'x' is not a valid integer" in err
+
+
+def test_what_other_programs_words_are_here_can_be_typed() -> None:
+    everywhere = {name for command in COMMANDS.values() for names in command for name in names.split()}
+    for word, remedies in HERE.items():
+        for remedy in remedies:
+            assert {*re.findall(r"--[a-z-]+", remedy)} <= everywhere, word
+    for word, line in COMMANDS_ELSEWHERE.items():
+        assert word not in cli.app.commands
+        assert line.split()[1] in cli.app.commands, line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -46,6 +47,14 @@ def test_chat(run: Run, talker: Path, tmp_path: Path) -> None:
     assert second["context"] > first["context"] + len("And in a week?")
     assert second["context"] - second["tokens"] >= 32  # at least a page was not computed again
     assert third["context"] == first["context"]
+
+
+def test_answers_of_a_chat_leave_room_for_the_next_question(run: Run, talker: Path) -> None:
+    script = "x\ny\n/exit\n"
+    status, _, err = run("generate", talker, "-i", "--max-context", 64, "--ignore-eos", stdin=script)
+    assert status == 0
+    first, second = (int(n) for n in re.findall(r"cut after (\d+) tokens: -n allows more", err))
+    assert 0 < second < first < 32  # half of what is left each time
 
 
 def test_chat_ends_with_the_input(run: Run, talker: Path) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from ....errors import ContextOverflow, HeadraceError, short
-from ...config import SamplingParams
+from ...config import TO_THE_END, SamplingParams
 from ...generation.chat import ChatCompletion
 from ...llm import LLM
 from ..chat_options import ChatOptions
@@ -51,7 +52,7 @@ class Conversation:
         """Shows the answer and appends it; an overflow is shown and takes the question back."""
         view, chosen = AnswerView(), self.chosen
         try:
-            stream = self.llm.chat_stream(self.messages, self.params, dialect=chosen.dialect, **chosen.settings)
+            stream = self.llm.chat_stream(self.messages, self._params(), dialect=chosen.dialect, **chosen.settings)
             try:
                 for event in stream:
                     view.show(event)
@@ -64,10 +65,23 @@ class Conversation:
             return
         view.end()
         answer = stream.result
+        if answer.finish_reason == "length":
+            self.say(
+                f"cut after {len(answer.token_ids)} tokens: -n allows more, --max-context and /reset make room", "dim"
+            )
         self.results.append(answer)
         self.messages.append(answer.message)
         self.calls = list(answer.tool_calls) if answer.finish_reason == "stop" else []
         self.answered = len(self.messages)
+
+    def _params(self) -> SamplingParams:
+        """Those of the next answer. One without a limit takes half of what the context has left: a model that does not
+        end would leave no room for another question."""
+        if self.params.max_new_tokens != TO_THE_END:
+            return self.params
+        admission = self.llm.admission
+        left = admission.limit + 1 - len(admission.chat(self.messages, **self.chosen.settings))
+        return replace(self.params, max_new_tokens=max(1, left // 2))
 
     def _take_back(self, error: HeadraceError) -> None:
         self.say(short(str(error)), "red")

@@ -9,9 +9,9 @@ import click
 
 from ...config import EngineConfig, SamplingParams
 from ...traces.kinds import KINDS
-from ..arguments import HUB, a_file, json_flag, model_argument
+from ..command_line.arguments import HUB, a_file, json_flag, model_argument
+from ..command_line.options import Command, FieldOption, Group, Values, takes
 from ..load import load_model
-from ..options import Command, FieldOption, Group, Values, takes
 
 seen = partial(click.option, cls=FieldOption, panel="What policies see")
 

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
+from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import click
 
-from ..option import Option, options_of
-from .hosts import ranks
+from ...option import Option, options_of
+from ..hosts import ranks
+from .elsewhere import command_here, said_here
 
 Values = dict[str, Any]  # of a dataclass' fields, by name
 Function = Callable[..., Any]
@@ -33,6 +35,14 @@ class FieldOption(click.Option):
         self.panel = panel
 
 
+def _refuse(ctx: click.Context, arguments: Iterable[str], error: click.UsageError) -> NoReturn:
+    """Raises what click found wrong with a command line, or what words of other programs in it are here."""
+    own = {name for one in ctx.command.get_params(ctx) for name in (*one.opts, *one.secondary_opts)}
+    if said := said_here(arguments, own):
+        raise click.UsageError(said, ctx) from error
+    raise error
+
+
 class Group(click.Group):
     """Commands in the order in which they are written."""
 
@@ -40,9 +50,37 @@ class Group(click.Group):
         """Their names."""
         return list(self.commands)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Reads what stands before a command; raises UsageError."""
+        first = args[0] if args else ""
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            raise click.UsageError(command_here(first, False) or error.format_message(), ctx) from error
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of that name; raises UsageError, for a name that others use with the one that it has here."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            is_model = ctx.parent is None and (args[0] == "demo" or Path(args[0]).expanduser().exists())
+            if said := command_here(args[0], is_model):
+                raise click.UsageError(said, ctx) from error
+            raise
+
 
 class Command(click.Command):
     """A command whose --help shows its options by panel."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Reads its arguments; raises UsageError, for options that other programs have with what they are here."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            _refuse(ctx, given, error)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs it; with --hosts auto as one of several processes that torchrun started, of which one is asked, and the
@@ -99,14 +137,17 @@ def takes(
 
         for f in reversed(chosen):
             default = others.get(f.name, f.default)
-            _add(run, f"{parameter}_{f.name}", known[f.name], hints[f.name], default)
+            shown: bool | str = default is not False and default != ""
+            if default is None and f.default is not None:  # a command decides, and has the field's as a rule
+                shown = str(f.default)
+            _add(run, f"{parameter}_{f.name}", known[f.name], hints[f.name], default, shown)
         return run
 
     return decorate
 
 
-def _add(command: Function, name: str, about: Option, hint: Any, default: Any) -> None:
-    """Gives a command the option of one field."""
+def _add(command: Function, name: str, about: Option, hint: Any, default: Any, shown: bool | str) -> None:
+    """Gives a command the option of one field. shown: whether --help says its default, or another one that it says."""
     kinds = {*(get_args(hint) or [hint])} - {NoneType}
     repeats = get_origin(hint) is tuple and about.read is None
     # Text for whatever may be text.
@@ -122,7 +163,7 @@ def _add(command: Function, name: str, about: Option, hint: Any, default: Any) -
         is_flag=kind is bool,
         multiple=repeats,
         default=default,
-        show_default=default is not False and default != "",
+        show_default=shown,
         help=about.help + ("; may be repeated" if repeats else ""),
         metavar=about.value or None,
     )(command)
