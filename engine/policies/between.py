@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from typing import NamedTuple, Protocol, runtime_checkable
 
-from .protocol import NOTHING, Moves, Policy, Shape
+from .protocol import NOTHING, Moves, Policy, Shape, experts_of, moves_of
 from .residents import Counts, Residents
 
 Prompt = Sequence[Mapping[int, int]]  # by layer with experts: expert -> how many tokens of a prompt chose it
@@ -66,14 +66,19 @@ def take_in(residents: Residents, step: int, event: Event) -> tuple[Moves, Count
     """Tells the policy before pass `step`, and does what it says. Raises PolicyError where that cannot be."""
     if isinstance(event, Switch):
         residents.policy = event.policy
-        list(event.policy.start(residents.shape, residents.budget))
+        follower = event.policy
+        experts_of(follower, "when it takes over", lambda: follower.start(residents.shape, residents.budget))
     elif isinstance(event, Resize):
         residents.budget = event.budget
     policy, moves = residents.policy, NOTHING
     if isinstance(event, Read):
         if isinstance(policy, Prompted):
-            moves = policy.prompted(step, event.prompt, residents.by_layer)
+            seen, prompted = event.prompt, policy.prompted
+            moves = moves_of(policy, "about a prompt", lambda: prompted(step, seen, residents.by_layer))
     else:
         assert isinstance(policy, Resizable), f"policy {policy.name} keeps the budget of its start"
-        moves = policy.resized(residents.shape, residents.budget, residents.by_layer)
+        resized = policy.resized
+        moves = moves_of(
+            policy, "about its budget", lambda: resized(residents.shape, residents.budget, residents.by_layer)
+        )
     return moves, residents.between(moves)

@@ -20,11 +20,13 @@ call it. A policy of one's own is a class with these two methods (docs/policies.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence, Set
+import traceback
+from collections.abc import Callable, Container, Iterable, Sequence, Set
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
-from ...errors import HeadraceError
+from ...errors import HeadraceError, brief
 
 Key = tuple[int, int]  # layer, counted over layers with experts; expert
 
@@ -139,3 +141,43 @@ class Storing(Protocol):
 
     def store(self) -> Iterable[Key]:
         """They stay to the end."""
+
+
+def experts_of(policy: Policy, when: str, say: Callable[[], Iterable[Key]]) -> list[Key]:
+    """The experts that a policy says; raises PolicyError where it fails, or says no pairs."""
+    found = _asked(policy, when, say)
+    try:
+        return [(layer, expert) for layer, expert in found]
+    except (TypeError, ValueError):
+        raise PolicyError(
+            f"policy {policy.name} says {brief(found)} {when}: give pairs of a layer and an expert, as [(0, 3), (0, 7)]"
+        ) from None
+
+
+def moves_of(policy: Policy, when: str, ask: Callable[[], object]) -> Moves:
+    """A policy's answer; raises PolicyError where it fails, or answers something else."""
+    found = _asked(policy, when, ask)
+    if not isinstance(found, Moves):
+        hint = "Moves() is to do nothing" if found is None else "as Moves(fetch=(3,), evict=((0, 7),))"
+        raise PolicyError(f"policy {policy.name} answers {brief(found)} {when}: give a Moves, {hint}")
+    for name, keys in found._asdict().items():
+        is_pairs = name in ("evict", "prefetch")
+        if not isinstance(keys, Iterable) or any(isinstance(key, Sequence) != is_pairs for key in keys):
+            wanted = "pairs of a layer and an expert, as ((0, 7),)" if is_pairs else "numbers of experts, as (3,)"
+            raise PolicyError(f"policy {policy.name} answers {name}={brief(keys)} {when}: give {wanted}")
+    return found
+
+
+T = TypeVar("T")
+
+
+def _asked(policy: Policy, when: str, ask: Callable[[], T]) -> T:
+    """What a policy says. What it raises becomes one line that says where in its code."""
+    try:
+        return ask()
+    except HeadraceError:
+        raise
+    except Exception as error:  # whatever a policy of one's own may raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        at = f"line {last.lineno} of {Path(last.filename).name}"
+        raise PolicyError(f"policy {policy.name} failed {when}: {type(error).__name__}: {error} ({at})") from error

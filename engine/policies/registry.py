@@ -85,6 +85,14 @@ def make(name: str, known: Known) -> Policy:
                 policy: Policy = point.load()(known)
             except Exception as error:  # whatever that package raises
                 problem = f"{type(error).__name__}: {error}"
-                raise OptionError(f"policy '{name}' of {point.value} cannot be made ({problem})") from error
+                raise OptionError(
+                    f"policy '{name}' of {point.value} cannot be made ({problem}): an entry point names a function of "
+                    "what is known, def make(known)"
+                ) from error
+            if lacks := [part for part in ("name", "start", "layer") if not hasattr(policy, part)]:
+                raise OptionError(
+                    f"policy '{name}' of {point.value} is of type {type(policy).__name__}, without "
+                    f"{' and '.join(lacks)} (docs/policies.md): add what is missing"
+                )
             return policy
     raise OptionError(f"there is no policy '{name}': take one of {', '.join(names())}")

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from .protocol import Asked, Key, Moves, Policy, PolicyError, Shape, Storing
+from .protocol import Asked, Key, Moves, Policy, PolicyError, Shape, Storing, experts_of, moves_of
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Residents:
         self.unused: dict[Key, int] = {}  # prefetched, and not chosen since: by which prefetch
         self.prefetches = 0
         self.used = 0
-        for key in policy.start(shape, budget):
+        for key in experts_of(policy, "at the start", lambda: policy.start(shape, budget)):
             self._bring(key)
         self._fits("at the start")
         self.stored: list[set[int]] = [set() for _ in shape.experts]  # in a second fast memory
@@ -82,7 +82,7 @@ class Residents:
         asked = Asked(step, layer, chosen, self.by_layer, self.budget - self.used)
         missing = asked.missing
         early = self._first_uses(layer, chosen, resident, self.unused)
-        moves = self.policy.layer(asked)
+        moves = moves_of(self.policy, f"at layer {layer} of pass {step}", lambda: self.policy.layer(asked))
         self._check(moves, missing)
         late = moves.late(layer, chosen)
         self._evict(key for key in moves.evict if key not in late)
@@ -126,7 +126,8 @@ class Residents:
         """Asks the policy about a layer of a pass that is over, and does what it says: what it fetches comes for later
         passes, as what it admits."""
         asked = Asked(step, layer, chosen, self.by_layer, self.budget - self.used)
-        missing, moves = asked.missing, self.policy.layer(asked)
+        missing = asked.missing
+        moves = moves_of(self.policy, f"at layer {layer} of pass {step}", lambda: self.policy.layer(asked))
         self._check(moves, missing)
         moves = moves._replace(fetch=(), admit=(*moves.fetch, *moves.admit))
         self._evict(moves.evict)
@@ -157,7 +158,7 @@ class Residents:
     def _fill(self, policy: Storing) -> None:
         """Of the second fast memory, once."""
         used, name = 0, self.policy.name
-        for layer, expert in policy.store():
+        for layer, expert in experts_of(self.policy, "of a second memory", policy.store):
             if not self.shape.has(layer, expert):
                 raise PolicyError(f"policy {name} stores expert {expert} of layer {layer}, which there is not")
             if expert in self.stored[layer]:
@@ -186,7 +187,7 @@ class Residents:
         asked_for = [*moves.fetch, *moves.admit]
         if len(set(asked_for)) < len(asked_for) or not set(asked_for) <= set(missing):
             raise PolicyError(
-                f"policy {self.policy.name} fetches {sorted(asked_for)}, and {missing} are missing: fetch or admit of "
+                f"policy {self.policy.name} fetches {asked_for}, and {missing} are missing: fetch or admit of "
                 "these, each once"
             )
 

@@ -4,7 +4,7 @@ and what is refused."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -225,14 +225,21 @@ class Says:
 
     name = "odd"
 
-    def __init__(self, moves: Moves = NOTHING, start: Sequence[Key] = ((0, 0),)) -> None:
+    def __init__(self, moves: Any = NOTHING, start: Any = ((0, 0),)) -> None:
         self.moves, self.at_start = moves, start
 
     def start(self, shape: Shape, budget: int) -> Iterable[Key]:
-        return self.at_start
+        return self.at_start  # type: ignore[no-any-return]
 
     def layer(self, asked: Asked) -> Moves:
-        return self.moves
+        return self.moves  # type: ignore[no-any-return]
+
+
+class Fails(Says):
+    """A policy with a mistake in it."""
+
+    def layer(self, asked: Asked) -> Moves:
+        return {}["nothing"]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
@@ -249,6 +256,15 @@ class Says:
         (Says(Moves(evict=((0, 5),))), "evicts expert 5 of layer 0, not resident"),
         (Says(Moves(evict=((3, 5),))), "evicts expert 5 of layer 3, not resident"),
         (Says(Moves(prefetch=((0, 0),))), "brings expert 0 of layer 0, which is resident"),
+        (Says(None), r"answers None at layer 0 of pass 0: give a Moves, Moves\(\) is to do nothing"),
+        (Says([3]), r"answers \[3\] at layer 0 of pass 0: give a Moves, as Moves\(fetch=\(3,\)"),
+        (Says(Moves(fetch=3)), r"answers fetch=3 at layer 0 of pass 0: give numbers of experts, as \(3,\)"),
+        (Says(Moves(fetch=("3",))), r"answers fetch=\('3',\) at"),
+        (Says(Moves(fetch=((0, 3),))), r"answers fetch=\(\(0, 3\),\) at"),
+        (Says(Moves(evict=(0,))), r"answers evict=\(0,\) at layer 0 of pass 0: give pairs"),
+        (Says(start=None), "says None at the start: give pairs of a layer and an expert"),
+        (Says(start=[0, 1]), r"says \[0, 1\] at the start: give pairs"),
+        (Fails(), r"failed at layer 0 of pass 0: KeyError: 'nothing' \(line \d+ of test_policies.py\)"),
     ],
 )
 def test_an_answer_that_cannot_be_carried_out_is_named(policy: Says, message: str) -> None:
@@ -275,6 +291,11 @@ def test_policies_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names() == [*BOX, "mine"]
     assert make("mine", Known(counts=[[1.0]])).name == "odd"
     with pytest.raises(OptionError, match=r"'mine' of mine.policies:mine cannot be made \(ZeroDivisionError"):
+        make("mine", Known())
+    monkeypatch.setattr(Point, "load", lambda self: lambda known: object())
+    with pytest.raises(
+        OptionError, match=r"'mine' of mine.policies:mine is of type object, without name and start and layer"
+    ):
         make("mine", Known())
     with pytest.raises(OptionError, match="there is no policy 'mru': take one of all-ram, first-layers"):
         make("mru", Known())
