@@ -21,6 +21,7 @@ from ..policies.replay import fast
 from ..policies.replay.choices import Choices, counts_of, of_passes
 from ..policies.replay.prompts import reads
 from ..policies.replay.replay import NO_EVENTS, Events, Rates, Replayed
+from ..sizes import gigabytes
 from ..traces.layout import Header
 from ..traces.reader import Trace
 from ..units import GB
@@ -153,7 +154,7 @@ def _fetched(hardware: Hardware, rates: Rates, shape: Shape, top_k: int, format:
 
 
 def budgets_of(text: str | None, shape: Shape, shares: Sequence[float] = SHARES) -> list[int]:
-    """Bytes of "8GB,16GB", "8,16" (GB) or "10%,25%" of all experts; without text these shares. Raises
+    """Bytes of "8GB,16GB", "8,16" (GB), "500MB" or "10%,25%" of all experts; without text these shares. Raises
     OptionError."""
     if text is None:
         return [int(share * shape.nbytes) for share in shares]
@@ -166,8 +167,9 @@ def bytes_of(option: str, text: str | None, shape: Shape) -> int | None:
 
 
 def _budget(word: str, shape: Shape, option: str = "--vram") -> int:
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|GB|)", word, re.IGNORECASE)
-    if found is None:
-        raise OptionError(f"{option} has '{word}'; give gigabytes or shares of all experts, as 8GB or 25%")
-    number = float(found[1])
-    return int(number / 100 * shape.nbytes if found[2] == "%" else number * GB)
+    if share := re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", word):
+        return int(float(share[1]) / 100 * shape.nbytes)
+    known = gigabytes(word)
+    if known is None:
+        raise OptionError(f"{option} has '{word}'; give memory or shares of all experts, as 8GB, 512MB or 25%")
+    return int(known * GB)

@@ -261,7 +261,7 @@ def test_the_cache_takes_what_is_left() -> None:
         ({"policy": "lru", "tensor_split": "1,1"}, "policy has its cache on one GPU"),
         (
             {"policy": "lru", "expert_cache": "120%"},
-            "expert_cache is '120%'; give GB from 0 on, or a share such as 50%",
+            "expert_cache is '120%'; give GB from 0 on, as 8 or 512MB, or a share such as 50%",
         ),
         ({"expert_cache": 3}, r"expert_cache is about a policy: give one \(policy 'lru'\)"),
         ({"policy_trace": "a.trace"}, "policy_trace is about a policy"),

@@ -178,8 +178,8 @@ def test_a_second_gpu_of_the_command(tmp_path: Path, run: Run) -> None:
     assert status == 0
     assert "GPU 2" in out
     for wrong, said in (
-        (["--second-vram", "x"], "--second-vram has 'x'; give gigabytes or shares"),
-        (["--dense", "x"], "--dense has 'x'; give gigabytes"),
+        (["--second-vram", "x"], "--second-vram has 'x'; give memory or shares"),
+        (["--dense", "x"], "--dense has 'x'; give memory or shares"),
         (["--second-vram", "8GB", "--hardware", MACHINE], "--second-vram needs two GPUs, and rtx-4090"),
         (["--policy", "second-gpu"], "policy 'second-gpu' needs the memory of a second GPU: give --second-vram"),
     ):
@@ -204,7 +204,7 @@ def test_what_cannot_be_replayed_is_said(run: Run, tmp_path: Path) -> None:
     for options, said in (
         (["--policy", "mru"], "there is no policy 'mru': take one of all-ram, first-layers"),
         (["--policy", " , "], "--policy names no policy"),
-        (["--vram", "8TB"], "--vram has '8TB'; give gigabytes or shares"),
+        (["--vram", "8XB"], "--vram has '8XB'; give memory or shares"),
         (["--policy", "split"], "policy 'split' needs rates of link and CPU"),
     ):
         status, _, err = run("trace", "replay", str(path), *options)
@@ -221,6 +221,7 @@ def test_what_cannot_be_replayed_is_said(run: Run, tmp_path: Path) -> None:
 def test_budgets() -> None:
     shape = Shape((4,), (10**9,))
     assert replays.budgets_of("8GB, 1.5,25%", shape) == [8 * 10**9, 15 * 10**8, 10**9]
+    assert replays.budgets_of("512MB,0.5 tb,2g", shape) == [512 * 10**6, 5 * 10**11, 2 * 10**9]
     assert replays.budgets_of(None, shape) == [4 * 10**8, 10**9, 2 * 10**9]
     for wrong in ("", "x", "8GB,", "-1GB"):
         with pytest.raises(OptionError, match="--vram has"):

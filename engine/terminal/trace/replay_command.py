@@ -17,7 +17,7 @@ from ...planning.replays import Replays
 from ...policies.replay.replay import Replayed
 from ...traces import reader
 from ...traces.reader import Trace
-from ...units import GB, size
+from ...units import size
 from .. import plots
 from ..tables import Screen, new_table
 from . import auto_report, replay_plot
@@ -123,15 +123,15 @@ def table(rows: list[Replayed]) -> Table:
     timed, stored = any(row.seconds for row in rows), any(row.counts.store_hits for row in rows)
     columns = ["budget", "policy", "hits", *(["GPU 2"] if stored else []), "CPU", "link", "DRAM"]
     shown = new_table(
-        "replay; link and DRAM in GB a token" + ("; best: belady's hits" if best else ""),
+        "replay; link and DRAM: bytes a token" + ("; best: belady's hits" if best else ""),
         *columns, *(["of best"] if best else []), *(["tok/s"] if timed else []),
     )  # fmt: skip
     for row in rows:
         counts, each = row.counts, max(1, row.counts.choices)
         cells = [
-            f"{row.budget / GB:.3g} GB", row.policy, f"{counts.hit_rate:.1%}",
+            size(row.budget), row.policy, f"{counts.hit_rate:.1%}",
             *([f"{counts.store_rate:.1%}"] if stored else []), f"{counts.on_cpu / each:.1%}",
-            f"{counts.link_bytes / GB / row.tokens:.3f}", f"{counts.cpu_bytes / GB / row.tokens:.3f}",
+            size(counts.link_bytes / row.tokens), size(counts.cpu_bytes / row.tokens),
         ]  # fmt: skip
         if best:
             cells.append(f"{counts.hit_rate / best[row.budget]:.0%}" if best.get(row.budget) else "-")
