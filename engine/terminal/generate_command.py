@@ -57,7 +57,9 @@ def say(text: str, style: str | None = None) -> None:
 def load_progress() -> Iterator[dict[str, Any]]:
     """Bars of a load, each shown from its first call on: weights with bytes and GB/s, then kernels that are compiled.
     Gives what moves them, by the names that `LLM` has for them."""
-    loading = (TextColumn("loading"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeElapsedColumn())
+    is_narrow = notes.width < 64  # there a bar's line would be broken
+    rates = () if is_narrow else (TransferSpeedColumn(), TimeElapsedColumn())
+    loading = (TextColumn("loading"), BarColumn(16 if is_narrow else 40), DownloadColumn(), *rates)
     compiling = (TextColumn("compiling kernels"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     bars = {"progress": Progress(*loading, console=notes), "compiling": Progress(*compiling, console=notes)}
 

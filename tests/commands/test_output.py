@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -22,6 +23,7 @@ from headrace import HeadraceError, OptionError
 from headrace.engine import writable
 from headrace.engine.generation.outputs import Chunk
 from headrace.engine.terminal import output
+from headrace.engine.terminal.tables import Screen
 from headrace.errors import brief, listed, short
 
 # (exit status, standard output, standard error) of a command
@@ -219,14 +221,24 @@ def test_parts_of_messages() -> None:
     assert len(brief(["name"] * 500)) <= 60
 
 
-@pytest.mark.parametrize("width", [20, 40])
-def test_no_number_is_lost_in_a_narrow_terminal(width: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width", [20, 40, 55, 80])
+def test_no_word_is_torn_or_lost_in_a_narrow_terminal(width: int, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where columns do not fit beside each other, rows become lines of a header and its value."""
     plan = "plan", "demo", "--hardware", "rtx-3090, epyc-9005-8ch, 768gb"
     _, whole, _ = run(*plan)
     monkeypatch.setenv("COLUMNS", str(width))
-    status, out, _ = run(*plan)
-    assert status == 0
-    assert Counter(filter(str.isalnum, out)) == Counter(filter(str.isalnum, whole))
+    _, out, _ = run(*plan)
+    lost = Counter(whole.split()) - Counter(out.split())
+    assert all(set(word) == {"\u2500"} for word in lost), lost
+    lines = out.splitlines()
+    assert all(len(line) <= max(40, width) for line in lines if line.startswith((" ", "tokens/s: ", "memory: ")))
+    assert ("part           NVIDIA GeForce RTX 3090" in map(str.rstrip, lines)) == (width < 80)
+
+
+def test_a_file_has_room_for_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS")
+    assert Screen(file=io.StringIO()).size.width == 120
+    assert Screen(file=io.StringIO(), width=33).size.width == 40
 
 
 # ---- files that cannot be written

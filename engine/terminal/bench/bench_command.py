@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,6 @@ from ...speculation.speculation import NONE_PAYS
 from .. import generate_command, generate_report
 from ..tables import Screen
 from . import bench_curves, bench_drafts, bench_plot, bench_report
-
-WIDE = 120  # columns of a file or a pipe, which have no width of their own
 
 
 def load(model: str, options: dict[str, Any], is_random: bool, layers: int | None, placement: str | None = None) -> LLM:
@@ -90,8 +87,7 @@ def run(
 
 def _show(llm: LLM, rows: list[bench.Row]) -> None:
     """The tables, and what a reader of them must know."""
-    width = None if sys.stdout.isatty() else WIDE
-    out = Screen(width=width)
+    out = Screen()
     out.print(bench_report.table(llm, rows))
     for table in (bench_report.tier_table(rows), bench_drafts.predicted(rows), bench_drafts.table(rows)):
         if table is not None:

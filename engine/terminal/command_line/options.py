@@ -10,10 +10,10 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import fields
-from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
@@ -65,7 +65,7 @@ class Group(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
-            is_model = ctx.parent is None and (args[0] == "demo" or Path(args[0]).expanduser().exists())
+            is_model = ctx.parent is None and (args[0] == "demo" or os.path.exists(os.path.expanduser(args[0])))
             if said := command_here(args[0], is_model):
                 raise click.UsageError(said, ctx) from error
             raise
