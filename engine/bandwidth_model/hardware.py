@@ -179,7 +179,8 @@ def parse(text: str, this: Device | None = None) -> Hardware:
     CPU's, "this" is the CPU of this machine as it was measured. Raises OptionError for an unknown part, with the
     nearest names.
     """
-    words = [part for word in re.split("[,+]", text.lower()) if word.strip() for part in _apart(word.strip())]
+    plain = re.sub(r"(max|8[345]\d\d)\+(?=[\s,]|$)", r"\1", text.lower())  # a plus that is part of a name
+    words = [part for word in re.split("[,+]", plain) if word.strip() for part in _apart(word.strip())]
     if not words:
         raise OptionError("--hardware is empty: name parts, as in 'rtx-3090, epyc-9005-8ch, 768gb'")
     gpus: list[Device] = []
@@ -209,7 +210,7 @@ def _apart(word: str) -> list[str]:
     match = re.fullmatch(r"(.*\S)\s+(\d+(?:\.\d+)?\s*[gt]b|\d+\s*-?cores)", word)
     before = _apart(match[1]) if match else []
     key = _key(re.sub(r"^\d+\s*x\s*", "", before[0])) if before else ""
-    has_ram = MEMORY.match(key) or parts().get(key, {}).get("kind") in ("cpu", "unified")
+    has_ram = MEMORY.match(key) or (_entry(key) or {}).get("kind") in ("cpu", "unified")
     return [*before, match[2]] if match and has_ram else [word]
 
 
@@ -246,9 +247,45 @@ def _repeated(word: str) -> tuple[int, Device]:
     return count, part(name)
 
 
+# How people write parts of the catalogue: a pattern of the whole name, and the catalogue's.
+SPELLINGS = (
+    (r"(?:rtx-?)?(\d{4})-?(ti)?-?(super)?(-\d+gb)?", r"rtx-\1-\2-\3\4"),
+    (r"epyc-?([79])\d\d(\d)[a-z]*", r"epyc-\g<1>00\2"),
+    (r"threadripper-(?:pro-)?(\d)\d{3}wx", r"threadripper-pro-\g<1>000"),
+    (r"threadripper-(\d)\d{3}x", r"threadripper-\g<1>000"),
+    (r"xeon-(?:(?:gold|platinum|silver)-)?[4-8]3\d\d[a-z]*|(?:xeon-)?ice-lake", "xeon-3rd"),
+    (r"xeon-(?:(?:gold|platinum|silver)-)?[4-8]4\d\d[a-z]*\+?|(?:xeon-)?sapphire-rapids", "xeon-4th"),
+    (r"xeon-(?:(?:gold|platinum|silver)-)?[4-8]5\d\d[a-z]*\+?|(?:xeon-)?emerald-rapids", "xeon-5th"),
+    (r"(?:xeon-)?granite-rapids|xeon-69\d\dp", "xeon-6900p"),
+    (r"(?:ryzen-)?ai-max\+?-(?:pro-)?395", "strix-halo"),
+    (r"gb10", "dgx-spark"),
+)
+
+
 def _key(name: str) -> str:
     """A part's name as the catalogue spells it."""
-    return re.sub(r"[\s_]+", "-", name.strip().lower()).removeprefix("nvidia-").removeprefix("geforce-")
+    return re.sub(r"^((nvidia|amd|intel|apple|geforce|radeon)-)+", "", re.sub(r"[\s_]+", "-", name.strip().lower()))
+
+
+def _entry(key: str) -> dict[str, Any] | None:
+    """What the catalogue has under a name, as people write it: "3090", "epyc-9654", "xeon-4th-4ch" (of eight channels),
+    "rtx-3060-12gb". None: nothing. Raises OptionError for a part that there is, with another memory."""
+    spelt = [match.expand(to) for pattern, to in SPELLINGS if (match := re.fullmatch(pattern, key))]
+    names = (key, *(re.sub("-+", "-", one).strip("-") for one in spelt))
+    if found := next((parts()[one] for one in names if one in parts()), None):
+        return found
+    match = re.fullmatch(r"(.+)-(\d+)(ch|gb)", key)
+    found = _entry(match[1]) if match else None
+    if match is None or found is None or found["kind"] not in (("cpu",) if match[3] == "ch" else ("gpu",)):
+        return None
+    count, there = int(match[2]), found["channels" if match[3] == "ch" else "memory_gb"]
+    if match[3] == "gb" and count == there:
+        return found
+    if match[3] == "gb" or not 0 < count <= there:
+        unit = "GB" if match[3] == "gb" else "channels"
+        raise OptionError(f"--hardware: {found['name']} has {there} {unit}, not {count}: leave that out")
+    name = f"{found['name'].split(',')[0]}, {count} channels of {found['name'].split(' of ')[-1]}"
+    return {**found, "channels": count, "name": name}
 
 
 def part(name: str) -> Device:
@@ -262,14 +299,18 @@ def part(name: str) -> Device:
         return device(entry)
     if re.fullmatch(rf"{MEMORY.pattern}(-\d+)?", key):
         whole = key if "-" in key else f"{key}-SPEED"
-        raise OptionError(f"--hardware: {name!r} does not say how many channels it has: write {whole}-2ch, or 4ch, 8ch")
-    if key not in parts():
-        near = difflib.get_close_matches(key, parts(), n=3, cutoff=0.4) or sorted(parts())[:3]
+        raise OptionError(
+            f"--hardware: {name!r} does not say how many channels it has: write {whole}-2ch, or 4ch, 8ch (of 64 bits, "
+            "a laptop with LPDDR has 2 as a rule)"
+        )
+    if (known := _entry(key)) is None:
+        kin = [one for one in parts() if one.startswith(f"{key}-")]
+        near = kin or difflib.get_close_matches(key, parts(), n=3, cutoff=0.4) or sorted(parts())[:3]
         raise OptionError(
             f"--hardware: there is no part {name!r}; nearest: {', '.join(near)}. Any memory is ddr5-SPEED-Nch, any "
             "other machine a JSON file (docs/bandwidth-model.md)"
         )
-    return device(parts()[key])
+    return device(known)
 
 
 def device(entry: dict[str, Any]) -> Device:

@@ -368,6 +368,8 @@ def refuse_if_too_large(plan: Plan) -> None:
     missing = sum(tier.missing for tier in short.values()) / GB
     fitting = _fitting(plan)
     disk = "no format listed here fits: add memory, or name a disk (--hardware 'this, nvme-gen4')"
+    if plan.hardware.cpu is None and plan.hardware.gpus[0].kind == "gpu":
+        disk = f"no RAM is named: add it, as in --hardware '{plan.hardware.name}, ddr5-6000-2ch 64gb'"
     remedy = f"it would fit with {fitting}" if fitting else disk
     raise MemoryNeeded(
         f"{plan.source.name} does not fit {plan.hardware.name} as {plan.best.placement.name}: {where}, "

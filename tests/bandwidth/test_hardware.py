@@ -64,6 +64,19 @@ def test_a_machine_of_parts() -> None:
         ("2x a100 80gb, epyc-9005-8ch 1tb", "2x a100-80gb, epyc-9005-8ch, 1tb"),
         ("m4-max 64gb", "m4-max, 64gb"),
         ("ram 64gb, ddr5-5600-2ch", "64gb, ddr5-5600-2ch"),
+        ("2x3090, ddr5-5600-2ch", "2x rtx-3090, ddr5-5600-2ch"),
+        ("rtx 3060 12gb, ddr4-3200-2ch 64gb", "rtx-3060, ddr4-3200-2ch, 64gb"),
+        ("NVIDIA GeForce RTX 4060 Ti 16GB, ddr5-5600-2ch", "rtx-4060-ti-16gb, ddr5-5600-2ch"),
+        ("rtx4070tisuper, AMD Ryzen 9 9950X 64gb", "rtx-4070-ti-super, ryzen-9-9950x, 64gb"),
+        ("epyc-9005-12ch 768gb", "epyc-9005, 768gb"),
+        ("EPYC 9654, 384gb", "epyc-9004, 384gb"),
+        ("epyc 7763 512gb", "epyc-7003, 512gb"),
+        ("threadripper pro 7965wx, 256gb", "threadripper-pro-7000, 256gb"),
+        ("xeon platinum 8480+ 512gb 56cores", "xeon-4th, 512gb, 56cores"),
+        ("2x xeon sapphire rapids 8ch 1tb", "2x xeon-4th, 1tb"),
+        ("xeon-6980p", "xeon-6900p"),
+        ("ryzen ai max+ 395 64gb", "strix-halo, 64gb"),
+        ("apple m3 ultra 256gb", "m3-ultra, 256gb"),
     ],
 )
 def test_ways_to_write_the_same_machine(text: str, same: str) -> None:
@@ -71,6 +84,17 @@ def test_ways_to_write_the_same_machine(text: str, same: str) -> None:
         return [(one.name, one.memory, one.flops, one.bandwidth) for one in found.devices]
 
     assert figures(parse(text)) == figures(parse(same))
+
+
+def test_a_board_with_empty_channels() -> None:
+    found = part("epyc-9005-4ch")
+    assert found.name == "AMD EPYC 9005, 4 channels of DDR5-6000"
+    assert found.nominal == pytest.approx(4 * 48 * GB)
+    for wrong, said in (("epyc-9005-16ch", "has 12 channels, not 16"), ("rtx-3090-12gb", "has 24 GB, not 12")):
+        with pytest.raises(OptionError, match=said):
+            part(wrong)
+    with pytest.raises(OptionError, match="nearest: rtx-4060-ti-16gb, rtx-4060-ti-8gb"):
+        part("rtx 4060 ti")
 
 
 def test_two_sockets_have_twice_the_bandwidth() -> None:
@@ -99,7 +123,7 @@ def test_weights_on_chip_are_bound_by_compute_at_once() -> None:
     [
         ("rtx-3091", "nearest: rtx-3090"),
         ("ddr5-6000, 64gb", "'ddr5-6000' does not say how many channels it has: write ddr5-6000-2ch"),
-        ("h200 141gb", "no part 'h200 141gb'"),
+        ("h200 80gb", "has 141 GB, not 80"),
         ("epyc-9006", "nearest: epyc-900"),
         ("", "is empty"),
         ("rtx-3090, 0gb", "RAM is 0"),

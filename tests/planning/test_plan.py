@@ -399,6 +399,11 @@ def test_nothing_may_fit() -> None:
         refuse_if_too_large(plan("Kimi-K3", machine(ram=8, vram=8)))
 
 
+def test_a_gpu_without_ram_is_asked_for_it() -> None:
+    with pytest.raises(MemoryNeeded, match=r"no RAM is named: add it, as in --hardware 'rtx-5090, ddr5-6000-2ch 64gb'"):
+        refuse_if_too_large(plan("gpt-oss-120b", hardware.parse("rtx-5090")))
+
+
 def test_hybrids_and_windows_cost_less_cache() -> None:
     """gpt-oss: half of the layers keep 128 tokens; Qwen3.5: three of four keep a state, written and read once a
     token."""
