@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import vocabularies
 from fake_hub import FakeHub
 from terminal import folded
@@ -323,6 +324,26 @@ def test_plain_safetensors_and_a_config_alone_say_the_same(checkpoints: Callable
 def test_formats_of_a_config_are_all_of_its_bytes(name: str) -> None:
     found = facts_of(name)
     assert sum(run.nbytes for run in found.runs) == pytest.approx(found.storage.total, rel=1e-4)
+
+
+def test_files_that_are_not_whole_do_not_run(run: Run, tmp_path: Path) -> None:
+    """What is said is why a run would be refused."""
+    write_gguf(path := tmp_path / "m.gguf")
+    assert "runs here:" in run("inspect", path)[1]
+    os.truncate(path, path.stat().st_size - 10_000)
+    out = folded(run("inspect", path)[1])
+    assert "runs here:" not in out
+    assert f"does not run here: {path} is truncated: it has {path.stat().st_size} bytes" in out
+    place = tmp_path / "model"
+    tiny.build("qwen3_moe", place)
+    assert not facts_of(place).here.objections
+    weights = place / "model.safetensors"
+    os.truncate(weights, weights.stat().st_size - 1000)
+    assert f"{weights} is truncated" in facts_of(place).here.objections[0]
+    weights.rename(place / "model-00001-of-00002.safetensors")
+    assert "1 of 2 shards" in facts_of(place).here.objections[0]
+    (place / "model-00001-of-00002.safetensors").unlink()
+    assert not facts_of(place).here.objections  # a config alone
 
 
 def test_layers_in_few_words() -> None:
