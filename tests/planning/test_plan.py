@@ -399,6 +399,15 @@ def test_nothing_may_fit() -> None:
         refuse_if_too_large(plan("Kimi-K3", machine(ram=8, vram=8)))
 
 
+def test_what_a_plan_lacks_and_what_it_has_all_of(run: Run) -> None:
+    _, out, _ = run("plan", "Qwen3-30B-A3B", "--hardware", "m4-max 64gb", "--quant", "q4_0")
+    assert "no prefill time: no compute rate is known of Apple M4 Max\n" in out
+    _, out, _ = run("plan", "Qwen3-30B-A3B", "--hardware", "ddr5-6000-2ch 64gb", "--quant", "q4_0")
+    assert "no compute rate is known of ddr5-6000-2ch; give the cores of the CPU" in folded(out)
+    _, out, _ = run("plan", "Qwen3-30B-A3B", "--hardware", "rtx-3090, ddr5-6000-2ch 64gb", "--quant", "q4_0")
+    assert "says 0, as all layers fit" in folded(out)
+
+
 def test_a_gpu_without_ram_is_asked_for_it() -> None:
     with pytest.raises(MemoryNeeded, match=r"no RAM is named: add it, as in --hardware 'rtx-5090, ddr5-6000-2ch 64gb'"):
         refuse_if_too_large(plan("gpt-oss-120b", hardware.parse("rtx-5090")))

@@ -188,9 +188,9 @@ def layers_lines(plan: Plan) -> Iterable[str]:
     exact = n_cpu_moe(plan)
     if plan.rule is None or exact is None:
         return
+    why = f"from {plan.rule.fraction:.2f} layers that fit" if plan.rule.n_cpu_moe else "as all layers fit"
     yield (
-        f"--n-cpu-moe {exact} by exact sizes; the rule of thumb (file size / layers) says {plan.rule.n_cpu_moe}, "
-        f"from {plan.rule.fraction:.2f} layers that fit"
+        f"--n-cpu-moe {exact} by exact sizes; the rule of thumb (file size / layers) says {plan.rule.n_cpu_moe}, {why}"
     )
 
 
@@ -276,7 +276,15 @@ def remarks(plan: Plan) -> Iterable[str]:
             f"{machines.HOP.high * 1e6:.0f}-{machines.HOP.low * 1e6:.0f} us that a hop takes besides are assumptions"
         )
     if plan.best is not None and plan.best.fits and plan.best.prefill is None:
-        yield 'no prefill time: a part has no compute rate; for a CPU give its cores, as in --hardware "..., 16cores"'
+        yield _no_prefill(plan)
+
+
+def _no_prefill(plan: Plan) -> str:
+    devices = () if plan.hardware is None else plan.hardware.devices
+    without = [one for one in devices if one.kind != "disk" and one.flops is None]
+    said = f"no prefill time: no compute rate is known of {', '.join(one.name for one in without) or 'a part'}"
+    cores = any(one.kind == "cpu" for one in without)
+    return f'{said}; give the cores of the CPU, as in --hardware "..., 16cores"' if cores else said
 
 
 def doubts(plan: Plan) -> list[str]:
