@@ -6,10 +6,11 @@ reads the events may be another one.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Sequence as Seq
 
-from ...loaders.tokens.dialects.events import CallStart, Event, Text
+from ...loaders.tokens.dialects.events import CallArguments, CallEnd, CallStart, Event, Text
 from ...loaders.tokens.dialects.machine import Machine
 from ...loaders.tokens.tokenizer import Tokenizer
 from .grammars.held_calls import HeldCalls
@@ -30,7 +31,8 @@ class AnswerText:
         self.sequence: Sequence | None = None
         self.events: deque[Event] = deque()
         self.reasoning_tokens = 0
-        self.has_calls = False
+        self.has_calls = self.is_call_cut = False  # any; the last one's arguments end before they are complete
+        self._arguments: list[str] | None = None  # of the call that is open
 
     @property
     def text(self) -> str:
@@ -62,11 +64,29 @@ class AnswerText:
             shown = self._take([Text(rest)] if rest else [])
         else:
             is_cut = self.sequence is not None and self.sequence.finish_reason in ("length", "interrupted")
-            shown = self._take([*self.machine.push(NO_TOKEN, rest), *self.machine.finish(cut=is_cut)])
+            more = [*self.machine.push(NO_TOKEN, rest), *self.machine.finish(cut=is_cut)]
+            self.is_call_cut = is_cut and self._is_open(more)
+            shown = self._take(more)
         last = self.said.add("", final=True)
         if last:
             self.events.append(Text(last))
         return shown + last
+
+    def _is_open(self, last: list[Event]) -> bool:
+        """Whether the call that the last events end is not complete: its end may be there although it was never
+        written."""
+        for event in last:
+            self._follow(event, ends=False)
+        return self._arguments is not None and not is_json("".join(self._arguments))
+
+    def _follow(self, event: Event, ends: bool = True) -> None:
+        """Keeps the arguments of the call that is open."""
+        if isinstance(event, CallStart):
+            self.has_calls, self._arguments = True, []
+        elif isinstance(event, CallArguments) and self._arguments is not None:
+            self._arguments.append(event.piece)
+        elif isinstance(event, CallEnd) and ends:
+            self._arguments = None
 
     def _take(self, events: list[Event]) -> str:
         """Keeps events; of text what can be shown now."""
@@ -80,6 +100,15 @@ class AnswerText:
                 if self.stopped:
                     break
             else:
-                self.has_calls |= isinstance(event, CallStart)
+                self._follow(event)
                 self.events.append(event)
         return shown
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is JSON as a whole."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -58,12 +58,14 @@ def routes(service: Service) -> list[BaseRoute]:
 
 async def missing(request: Request, error: Exception) -> Response:
     """What is not there, in JSON: clients look for APIs that other engines have."""
-    status = error.status_code if isinstance(error, HTTPException) else 404
+    status, headers = (error.status_code, error.headers) if isinstance(error, HTTPException) else (404, None)
+    path = request.url.path
     if status == 405:
-        text = f"{request.url.path} does not take {request.method}"
+        text = f"{path[:200]} does not take {request.method}"
     else:
-        text = f"there is no {request.url.path} here; docs/serving.md lists what there is"
-    return error_response(ApiError(status, text, code="not_found" if status == 404 else None), request.url.path)
+        text = f"there is no {path[:200]} here; docs/serving.md lists what there is"
+    code = "not_found" if status == 404 else None
+    return error_response(ApiError(status, text, code=code, headers=dict(headers or {})), path)
 
 
 class Errors:

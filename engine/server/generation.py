@@ -117,8 +117,8 @@ class Generation:
 
     @property
     def finish_reason(self) -> str:
-        """As OpenAI's API has it: "tool_calls" exactly where there are calls."""
-        if self.text.has_calls:
+        """As OpenAI's API has it: "tool_calls" exactly where there are calls that can be made."""
+        if self.text.has_calls and not self.text.is_call_cut:
             return "tool_calls"
         return "length" if self.request.sequence.finish_reason == "length" else "stop"
 

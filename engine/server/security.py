@@ -58,7 +58,7 @@ class Guard:
             return
         headers, path = Headers(scope=scope), scope["path"]
         origin = headers.get("origin")
-        shown = self._cors(origin) if origin else {}
+        shown = self._cors(origin, headers) if origin else {}
         if scope["method"] == "OPTIONS" and origin:
             await Response(status_code=204 if shown else 403, headers=shown)(scope, receive, send)
             return
@@ -71,10 +71,11 @@ class Guard:
 
     def _check(self, method: str, path: str, headers: Headers, origin: str | None, is_known: bool) -> None:
         """Raises ApiError for a request that may not pass."""
-        host = headers.get("host", "")
-        if not self.keys and self.settings.is_loopback and not LOCAL.fullmatch(host):
+        # A browser always says which host it calls; what says none (HTTP/1.0, as some health checks) is no page.
+        host = headers.get("host")
+        if not self.keys and self.settings.is_loopback and host is not None and not LOCAL.fullmatch(host):
             raise ApiError(403, f"host {host!r} is not this computer: call it by localhost, or start with --api-key")
-        if origin and not is_known and not same_origin(origin, host):
+        if origin and not is_known and not same_origin(origin, host or ""):
             raise ApiError(403, f"pages of {origin} may not call this server: start it with --cors-origin {origin}")
         if origin and method == "POST" and not headers.get("content-type", "").startswith("application/json"):
             raise ApiError(415, "send a body of application/json")
@@ -82,6 +83,8 @@ class Guard:
             raise ApiError(401, "the key is missing or wrong: send Authorization: Bearer KEY", code="invalid_api_key")
         if int_of(headers.get("content-length")) > MOST_BODY:
             raise too_large()
+        if (packed := headers.get("content-encoding", "identity")).lower() != "identity":
+            raise ApiError(415, f"the body is compressed ({packed[:40]}): send it as it is")
 
     def _has_key(self, headers: Headers) -> bool:
         bearer = headers.get("authorization", "")
@@ -91,17 +94,21 @@ class Guard:
         found = [hmac.compare_digest(one.encode(), key) for one in given for key in self.keys]
         return any(found)
 
-    def _cors(self, origin: str) -> dict[str, str]:
-        """What a browser is told for a page that may read answers."""
+    def _cors(self, origin: str, headers: Headers) -> dict[str, str]:
+        """What a browser is told for a page that may read answers. It may send whatever headers it wants to: vendors'
+        clients have some of their own."""
         allowed = self.settings.cors_origin
         if not (LOCAL_ORIGIN.fullmatch(origin) or origin in allowed or "*" in allowed):
             return {}
         return {
             "access-control-allow-origin": origin,
             "access-control-allow-methods": "GET, POST, OPTIONS",
-            "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version, anthropic-beta",
+            "access-control-allow-headers": headers.get(
+                "access-control-request-headers", "authorization, content-type"
+            ),
+            "access-control-expose-headers": "request-id, retry-after, x-request-id, x-should-retry",
             "access-control-max-age": "600",
-            "vary": "origin",
+            "vary": "origin, access-control-request-headers",
         }
 
 

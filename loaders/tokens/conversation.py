@@ -19,6 +19,7 @@ Message = Mapping[str, Any]
 EXAMPLE = '{"role": "user", "content": "Hello"}'
 REASONING = "reasoning_content"
 PARAGRAPH = "\n\n"
+ABSENT = object()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,20 +65,21 @@ def _message(place: int, message: Any, ways: Ways) -> dict[str, Any]:
             del found["tool_calls"]
     if role == "assistant":
         _set_reasoning(found, ways.thoughts)
-    found["content"] = _content(place, found.get("content"), ways.joint, optional=role == "assistant")
+    content = found.get("content", message.get("content", ABSENT))
+    found["content"] = _content(place, content, ways.joint, is_answer=role == "assistant")
     if ways.null_beside_calls and found.get("tool_calls") and not found["content"]:
         found["content"] = None
     return found
 
 
-def _content(place: int, content: Any, joint: str, optional: bool) -> str:
-    """The text of a message; optional: it may have none."""
+def _content(place: int, content: Any, joint: str, is_answer: bool) -> str:
+    """The text of a message. Null and no parts are none, as of a tool that gave nothing; answers may be without."""
     if isinstance(content, str):
         return content
-    if optional and (content is None or content == []):
+    if content is None or (is_answer and content is ABSENT):
         return ""
-    if isinstance(content, list) and content:
-        return joint.join(_part(place, part) for part in content if not (optional and _is_thought(part)))
+    if isinstance(content, list):
+        return joint.join(_part(place, part) for part in content if not (is_answer and _is_thought(part)))
     raise TokenizerError(
         f"message {place} of the chat has no content (a string, or a list of text parts): each is an object such as "
         f"{EXAMPLE}"

@@ -142,7 +142,7 @@ def test_unsafe_templates_are_refused(chatty: tokenizers.Tokenizer, template: st
         ([], "the chat has no messages"),
         ([{"content": "x"}], "message 0 of the chat has no role"),
         ([CHAT[0], {"role": "user"}], "message 1 of the chat has no content"),
-        ([{"role": "user", "content": None}], "has no content"),
+        ([{"role": "user", "content": {}}], "has no content"),
         (["hello"], "message 0 of the chat has no role"),
     ],
 )

@@ -214,9 +214,9 @@ def test_content_beside_calls_is_null_where_the_template_wants_it(chatty: tokeni
     ("messages", "said"),
     [
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "type 'image_url'.*reads text"),
-        ([{"role": "user", "content": []}], "no content"),
+        ([{"role": "user"}], "no content"),
         ([{"role": "user", "content": 3}], "no content"),
-        ([{"role": "tool", "content": None}], "no content"),
+        ([{"role": "tool"}], "no content"),
         ([{"role": "assistant", "tool_calls": "x"}], "tool_calls"),
         ([{"role": "assistant", "tool_calls": [{"function": {}}]}], "without a function and its name"),
         ({"role": "user", "content": "x"}, "no messages"),

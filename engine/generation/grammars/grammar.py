@@ -70,6 +70,9 @@ class Grammar:
     @classmethod
     def of_schema(cls, schema: Mapping[str, Any] | bool | str) -> Grammar:
         """What a JSON schema allows."""
+        if schema is False:
+            raise OptionError("the JSON schema cannot be used: false allows nothing")
+        schema = {} if schema is True else schema
         try:
             text = schema if isinstance(schema, str) else json.dumps(schema)
             return cls(library().LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": BLANKS}))

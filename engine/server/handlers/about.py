@@ -42,6 +42,8 @@ async def models(request: Request) -> Response:
 async def model(request: Request) -> Response:
     """GET /v1/models/{id}"""
     service, asked = service_of(request), request.path_params["id"]
+    if not asked:  # a list's path with a slash behind it
+        return await models(request)
     if asked != service.name and service.settings.strict_model:
         raise ApiError(404, f"there is no model {asked!r} here, only {service.name!r}", code="model_not_found")
     return Json({**model_entry(service), "id": asked})

@@ -146,7 +146,7 @@ async def completions(request: Request) -> Any:
     name, count = model_name(service, asked.model), fields.choices(asked)
     asks, params = completion_wire.prompts_of(asked), completion_wire.params_of(asked, service.defaults)
     prompts = [await service.prompt(ask) for ask in asks]
-    grammar = await form_of(service, asked, None)
+    grammar = await form_of(service, asked, asked.response_format)
     starts = [
         partial(service.answer, prompt, nth(params, i), grammar=grammar, **streaming(asked))
         for prompt in prompts

@@ -79,8 +79,9 @@ async def _ids(service: Service, ask: PromptAsk) -> list[int]:
 async def detokenize(request: Request) -> Response:
     """POST /detokenize"""
     service, asked = service_of(request), fields.read(await request.body(), DetokenizeRequest)
-    if bad := next((one for one in asked.tokens if not 0 <= one < 2**31), None):
-        raise bad_request(f"token id {bad} is outside the vocabulary", "tokens")
+    size = service.llm.spec.vocab
+    if (bad := next((one for one in asked.tokens if not 0 <= one < size), None)) is not None:
+        raise bad_request(f"token id {bad} is outside the vocabulary of {size} tokens", "tokens")
     text = service.text_of(asked.tokens)
     return Json({"content": text, "prompt": text})
 

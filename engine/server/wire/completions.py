@@ -29,6 +29,7 @@ class CompletionRequest(fields.Streamed, kw_only=True):
     suffix: str | None = None
     best_of: int | None = None
     logprobs: int | None = None
+    response_format: dict[str, Any] | None = None
     add_special_tokens: bool | None = None
 
 
@@ -38,6 +39,8 @@ def prompts_of(asked: CompletionRequest) -> list[PromptAsk]:
         raise bad_request("suffix is not supported: give the text before it alone", "suffix")
     if asked.best_of not in (None, 1):
         raise bad_request("best_of is not supported: leave it out", "best_of")
+    if asked.echo and asked.logprobs is not None:
+        raise bad_request("logprobs of a prompt are not supported: leave out echo, or logprobs", "echo")
     prompt = asked.prompt
     many: list[Any] = prompt if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else [prompt]
     if not 1 <= len(many) <= MOST_PROMPTS:
@@ -102,7 +105,7 @@ class CompletionWriter:
 
     def counted(self, generations: Sequence[Generation]) -> dict[str, Any]:
         """The chunk of counts, at the end of a stream."""
-        return self.chunk([], usage=usage.openai(generations))
+        return self.chunk([], usage=usage.openai(generations, self.asked.n or 1))
 
     def _choice(self, index: int, text: str, chunks: Sequence[Chunk], start: int, reason: str | None) -> dict[str, Any]:
         likely = completion_logprobs(chunks, self.decode, start) if self.asked.logprobs is not None else None
@@ -115,4 +118,4 @@ class CompletionWriter:
             for i, (generation, one, echo) in enumerate(zip(generations, gathered, self.echoes, strict=True))
         ]
         extras = usage.extras(generations[0], bool(self.asked.headrace))
-        return self.chunk(choices, usage=usage.openai(generations), **extras)
+        return self.chunk(choices, usage=usage.openai(generations, self.asked.n or 1), **extras)

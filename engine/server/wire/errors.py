@@ -8,7 +8,8 @@ from ....errors import ContextOverflow, HeadraceError, first_words
 
 KINDS = {
     400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error",
-    405: "invalid_request_error", 408: "timeout_error", 413: "request_too_large", 429: "rate_limit_error",
+    405: "invalid_request_error", 408: "timeout_error", 413: "request_too_large", 415: "invalid_request_error",
+    429: "rate_limit_error",
     500: "api_error", 503: "overloaded_error", 529: "overloaded_error",
 }  # fmt: skip
 AGAIN = (408, 429, 500, 503, 529)  # where the same request may work later

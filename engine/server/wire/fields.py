@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -15,6 +17,11 @@ from .errors import ApiError, bad_request
 MOST_STOPS, MOST_CHOICES = 16, 8
 MOST_MESSAGES, MOST_TOOLS = 10_000, 1024
 EFFORTS_OFF = ("none",)
+SWITCHES = ("enable_thinking", "thinking")  # of templates, which take any text for true, "false" too
+# A character of two halves, or a half alone, behind any number of backslashes that are escaped.
+_HALVES = re.compile(
+    rb"(?<!\\)((?:\\\\)*)(?:(\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})|\\u[dD][89a-fA-F][0-9a-fA-F]{2})"
+)
 T = TypeVar("T")
 
 
@@ -97,15 +104,24 @@ def running(wanted: Sampled) -> dict[str, Any]:
 def read(body: bytes, kind: type[T]) -> T:
     """A request of a kind; raises ApiError that names the field."""
     try:
-        return msgspec.json.decode(body or b"{}", type=kind)
+        return msgspec.json.decode(body.removeprefix(codecs.BOM_UTF8) or b"{}", type=kind)
     except msgspec.ValidationError as error:
         message, _, place = str(error).partition(" - at `$")
         param = place.rstrip("`").lstrip(".") or None
         raise bad_request(f"{param or 'the request'}: {message}", param) from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        if (mended := whole_characters(body)) != body:
+            return read(mended, kind)
         raise bad_request(f"the body is no JSON: {error}") from None
     except RecursionError:
         raise bad_request("the body is nested too deeply") from None
+
+
+def whole_characters(body: bytes) -> bytes:
+    """A body without halves of characters: JavaScript counts some as two, and whoever cuts a text there sends one half,
+    which is in every later request of that conversation. The character that stands for what cannot be read takes its
+    place."""
+    return _HALVES.sub(lambda found: found[1] + (found[2] or b"\\ufffd"), body)
 
 
 def choices(wanted: Sampled) -> int:
@@ -170,7 +186,12 @@ def first(*values: T | None) -> T | None:
 def template_arguments(
     effort: str | None, kwargs: dict[str, Any] | None, thinking: bool | None = None
 ) -> dict[str, Any]:
-    """What goes to the template besides messages and tools. effort: of reasoning; "none" turns it off."""
+    """What goes to the template besides messages and tools. effort: of reasoning; "none" turns it off. Raises
+    ApiError."""
+    given = {name: value for name, value in (kwargs or {}).items() if value is not None}
+    if wrong := next((name for name in SWITCHES if not isinstance(given.get(name, True), bool)), None):
+        where = f"chat_template_kwargs.{wrong}"
+        raise bad_request(f"{where} is {given[wrong]!r}: give true or false, without quotes", where)
     found: dict[str, Any] = {}
     if effort is not None:
         found["reasoning_effort"] = effort
@@ -178,4 +199,4 @@ def template_arguments(
             found |= {"enable_thinking": False, "thinking": False}
     if thinking is not None:
         found |= {"enable_thinking": thinking, "thinking": thinking}
-    return {**found, **(kwargs or {})}
+    return {**found, **given}

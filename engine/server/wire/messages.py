@@ -50,11 +50,20 @@ def prompt_of(asked: MessagesRequest) -> PromptAsk:
     fields.check_sizes(asked.messages, asked.tools)
     thinks = None if asked.thinking is None else {"enabled": True, "disabled": False}.get(asked.thinking.type or "")
     effort = None if asked.output_config is None else asked.output_config.effort
+    messages = [*_system(asked.system), *_all(asked.messages)]
+    continues = bool(messages) and _is_begun(messages[-1])
     return PromptAsk(
-        messages=[*_system(asked.system), *_all(asked.messages)],
+        messages=messages,
         tools=tools_of(asked) or None,
         arguments=fields.template_arguments(effort, asked.chat_template_kwargs, thinks),
+        add_generation_prompt=not continues,
+        continues=continues,
     )
+
+
+def _is_begun(last: dict[str, Any]) -> bool:
+    """Whether a conversation ends with words of the answer, which by this API goes on with them."""
+    return last["role"] == "assistant" and bool(last["content"]) and "tool_calls" not in last
 
 
 def params_of(asked: MessagesRequest, defaults: SamplingParams) -> SamplingParams:

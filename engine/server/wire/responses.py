@@ -40,6 +40,7 @@ class ResponsesRequest(fields.Sampled, kw_only=True):
     text: TextAsk | None = None
     previous_response_id: str | None = None
     conversation: Any = None
+    metadata: dict[str, Any] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 

@@ -71,10 +71,12 @@ class ResponsesWriter:
         return {
             "id": self.id, "object": "response", "created_at": self.created, "status": status, "model": self.model,
             "output": output, "error": None, "incomplete_details": None, "instructions": asked.instructions,
-            "max_output_tokens": asked.max_output_tokens, "parallel_tool_calls": True, "previous_response_id": None,
-            "store": False, "temperature": params.temperature, "top_p": params.top_p, "tools": asked.tools or [],
-            "tool_choice": asked.tool_choice or "auto", "text": {"format": {"type": "text"}}, "truncation": "disabled",
-            "metadata": {}, "usage": None,
+            "max_output_tokens": asked.max_output_tokens, "parallel_tool_calls": asked.parallel_tool_calls is not False,
+            "previous_response_id": None, "store": False, "temperature": params.temperature, "top_p": params.top_p,
+            "tools": asked.tools or [], "tool_choice": asked.tool_choice or "auto",
+            "text": {"format": (asked.text and asked.text.format) or {"type": "text"}}, "truncation": "disabled",
+            "reasoning": {"effort": asked.reasoning and asked.reasoning.effort, "summary": None},
+            "metadata": asked.metadata or {}, "usage": None,
         }  # fmt: skip
 
     def _event(self, kind: str, **more: Any) -> bytes:

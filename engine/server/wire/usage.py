@@ -14,16 +14,17 @@ def new_id(kind: str) -> str:
     return f"{kind}-{secrets.token_hex(12)}"
 
 
-def openai(generations: Sequence[Generation]) -> dict[str, Any]:
-    """Counts of tokens; of several answers to one prompt, which is counted once."""
-    first = generations[0]
+def openai(generations: Sequence[Generation], each: int = 0) -> dict[str, Any]:
+    """Counts of tokens. each: how many answers in turn are to one prompt, which is counted once; 0: all of them."""
+    firsts = generations[:: each or len(generations)]
+    prompts = sum(one.prompt_tokens for one in firsts)
     made = sum(one.tokens for one in generations)
     thought = sum(one.text.reasoning_tokens for one in generations)
     return {
-        "prompt_tokens": first.prompt_tokens,
+        "prompt_tokens": prompts,
         "completion_tokens": made,
-        "total_tokens": first.prompt_tokens + made,
-        "prompt_tokens_details": {"cached_tokens": first.cached_tokens},
+        "total_tokens": prompts + made,
+        "prompt_tokens_details": {"cached_tokens": sum(one.cached_tokens for one in firsts)},
         "completion_tokens_details": {"reasoning_tokens": thought},
     }
 
