@@ -76,9 +76,10 @@ class Server(uvicorn.Server):
         self.settings = settings
         self.failure: BaseException | None = None
         self.service: Service | None = None
+        # Warnings of the HTTP server are about strangers' requests; one wants packages installed that nothing here needs.
         super().__init__(
             uvicorn.Config(
-                self.loading, log_level="warning", access_log=False, lifespan="off", server_header=False,
+                self.loading, log_level="error", access_log=False, lifespan="off", server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=GRACE_S, backlog=2048,
             )
         )  # fmt: skip

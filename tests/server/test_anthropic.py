@@ -52,6 +52,12 @@ def test_a_message_and_its_stream_are_the_same(client: Anthropic) -> None:
     assert final.usage.output_tokens == whole.usage.output_tokens == 20
 
 
+def test_models(client: Anthropic) -> None:
+    (model,) = client.models.list()
+    assert (model.id, model.type, model.display_name) == ("demo", "model", "demo")
+    assert model.created_at.tzinfo is not None
+
+
 def test_the_order_of_events(client: Anthropic, served: Served) -> None:
     served.says(f"<think>\nHm.\n</think>\n\nLooking.\n{CALL}")
     events = list(client.messages.create(model="m", max_tokens=200, messages=HELLO, tools=TOOLS, stream=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any
 
@@ -20,12 +21,15 @@ from .common import Json, service_of
 
 
 def model_entry(service: Service) -> dict[str, Any]:
-    """A model as the list has it; the context under every name that clients look for."""
+    """A model as the list has it, for clients of both vendors; the context under every name that they look for."""
     trained = service.llm.admission.trained
     return {
         "id": service.name,
         "object": "model",
+        "type": "model",
+        "display_name": service.name,
         "created": int(service.started),
+        "created_at": datetime.fromtimestamp(int(service.started), timezone.utc).isoformat(),
         "owned_by": "headrace",
         "root": service.name,
         "max_model_len": service.limit,
@@ -36,7 +40,8 @@ def model_entry(service: Service) -> dict[str, Any]:
 
 async def models(request: Request) -> Response:
     """GET /v1/models"""
-    return Json({"object": "list", "data": [model_entry(service_of(request))]})
+    one = model_entry(service_of(request))
+    return Json({"object": "list", "data": [one], "has_more": False, "first_id": one["id"], "last_id": one["id"]})
 
 
 async def model(request: Request) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -91,11 +92,14 @@ def _all(items: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
             thought = _text(item.get("content") or item.get("summary") or "", place)
             if thought:
                 _assistant(found, "reasoning_content", "content", "tool_calls")["reasoning_content"] = thought
-        elif kind == "function_call":
-            function = {"name": item.get("name"), "arguments": item.get("arguments") or "{}"}
+        elif kind == "item_reference":
+            raise bad_request(f"input.{place}: this server keeps no items: send the item itself, not its id", "input")
+        elif kind in ("function_call", "custom_tool_call"):
+            given = json.dumps({"input": item["input"]}) if "input" in item else "{}"
+            function = {"name": item.get("name"), "arguments": item.get("arguments") or given}
             call = {"id": item.get("call_id"), "type": "function", "function": function}
             _assistant(found).setdefault("tool_calls", []).append(call)
-        elif kind == "function_call_output":
+        elif kind in ("function_call_output", "custom_tool_call_output"):
             said = _text(item.get("output"), place)
             found.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": said})
     for message in found:

@@ -10,6 +10,9 @@ import pytest
 from openai import OpenAI
 from serving import Served
 
+from headrace.engine.server.wire import fields
+from headrace.engine.server.wire.responses import ResponsesRequest, prompt_of
+
 HELLO: list[Any] = [{"role": "user", "content": "Hello there"}]
 PARAMETERS = {"type": "object", "properties": {"place": {"type": "string"}, "days": {"type": "integer"}}}
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": PARAMETERS}}]
@@ -104,3 +107,21 @@ def test_a_response_says_what_was_asked(client: OpenAI) -> None:
     assert made.reasoning is not None
     assert made.reasoning.effort == "low"
     assert made.output_text.strip() == "1"
+
+
+def test_items_that_only_name_others_are_refused(served: Served) -> None:
+    said = {"role": "user", "content": "Hello"}
+    answer = httpx.post(f"{served.url}/v1/responses", json={"input": [said, {"type": "item_reference", "id": "a"}]})
+    assert answer.status_code == 400
+    assert "input.1" in answer.json()["error"]["message"]
+
+
+def test_calls_of_tools_that_take_text_stay_in_a_history() -> None:
+    call = {"type": "custom_tool_call", "call_id": "a", "name": "patch", "input": "*** Begin"}
+    result = {"type": "custom_tool_call_output", "call_id": "a", "output": "done"}
+    read = fields.read(
+        json.dumps({"input": [{"role": "user", "content": "Hi"}, call, result]}).encode(), ResponsesRequest
+    )
+    _, asked, answered = prompt_of(read).messages or ()
+    assert json.loads(asked["tool_calls"][0]["function"]["arguments"]) == {"input": "*** Begin"}
+    assert (answered["role"], answered["tool_call_id"], answered["content"]) == ("tool", "a", "done")
