@@ -351,6 +351,7 @@ class SamplingParams:
     seed: int | None = option(None, SAMPLING, "N", "of the draws; default a new one each time")
     stop: tuple[str, ...] = option((), SAMPLING, "TEXT", "ends the completion")
     stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False  # text ends with the stop string that was found
     ignore_eos: bool = option(False, SAMPLING, "", "go on past end tokens")
     json_schema: str | Mapping[str, Any] | None = option(
         None, SAMPLING, "FILE|TEXT", "of the JSON that the answer is to be", read=file_or_text

@@ -267,6 +267,11 @@ class LLM:
         """The same as it grows: an iterator of `headrace.loaders.tokens.dialects.events`. Raises what `chat` raises,
         before the first."""
         named = {_RENDERING.get(name, name): value for name, value in rendering.items()}
+        if unknown := next((name for name in named if name not in ("tools", *_RENDERING.values())), None):
+            raise OptionError(
+                f"a chat has no {unknown!r}: it takes params, tools, tool_choice, dialect, {' and '.join(_RENDERING)}; "
+                "how tokens are chosen is in params"
+            )
         one = as_params(params, 1)[0]
         request, text = self.admission.answer(messages, one, dialect=dialect, tool_choice=tool_choice, **named)
         return ChatStream(self.loop.chunks(request), lambda: self.loop.completions([request])[0], text)
@@ -312,6 +317,13 @@ class LLM:
             if self.parts.graphed is not None:
                 self.parts.graphed.time_tiers(wanted)
             self.parts.timers.is_on = wanted
+
+    def __repr__(self) -> str:
+        return f"LLM({self.name!r})"
+
+    def __reduce__(self) -> Any:
+        """Raises TypeError, as what cannot be copied does: pools and worker processes would copy a whole model."""
+        raise TypeError("a loaded model cannot be pickled or copied: load it in each process, LLM(...)")
 
     def close(self) -> None:
         """Closes the ledger file and the trace, if there are such; ends the hand-off's threads and pinning, after which

@@ -130,7 +130,7 @@ class Admission:
             machine = start(dialect, tools=tools, prompt_tail=prompt[-TAIL:], tokenizer=self.tokenizer)
             params = replace(params, stop_token_ids=(*params.stop_token_ids, *self._ids_of(dialect.stop_tokens)))
         params = self._with_special_stops(params)
-        text = AnswerText(self.tokenizer, machine, params.stop)
+        text = AnswerText(self.tokenizer, machine, params.stop, params.include_stop_str_in_output)
         text.sequence = self._free_sequence(made.ids, params)
         text.sequence.spliced = made.answers
         if (form := grammar or Grammar.of_params(params)) is not None:
@@ -158,7 +158,8 @@ class Admission:
     def request(self, prompt: Prompt, params: SamplingParams) -> Request:
         """A request that can run; raises OptionError, ContextOverflow or TokenizerError."""
         params = self._with_special_stops(params)
-        return Request(self.sequence(prompt, params), TextBuilder(self.tokenizer, params.stop))
+        text = TextBuilder(self.tokenizer, params.stop, params.include_stop_str_in_output)
+        return Request(self.sequence(prompt, params), text)
 
     def _with_special_stops(self, params: SamplingParams) -> SamplingParams:
         """A stop string that is a special token stops by its id: it never shows in the text."""

@@ -21,12 +21,15 @@ NO_TOKEN = -1
 
 
 class AnswerText:
-    """The events of one answer. machine: reads the dialect; None: all is text."""
+    """The events of one answer. machine: reads the dialect; None: all is text. keeps: text ends with
+    the stop string that is found."""
 
-    def __init__(self, tokenizer: Tokenizer | None, machine: Machine | None, stop: Seq[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer | None, machine: Machine | None, stop: Seq[str], keeps: bool = False
+    ) -> None:
         marks = frozenset() if machine is None else machine.marks
         self.stream = None if tokenizer is None else tokenizer.stream(marks=marks)
-        self.machine, self.said = machine, StopStrings(stop)
+        self.machine, self.said = machine, StopStrings(stop, keeps)
         self.held: HeldCalls | None = None  # a grammar that sleeps until a call begins
         self.sequence: Sequence | None = None
         self.events: deque[Event] = deque()

@@ -31,7 +31,7 @@ class Completion:
     finish_reason: str
     prompt_tokens: int
     reused_tokens: int
-    ledger: list[Pass]
+    ledger: list[Pass] = field(repr=False)  # hundreds of lines, where a notebook shows an answer
     logprobs: list[Likely] = field(default_factory=list)
 
 

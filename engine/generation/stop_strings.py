@@ -12,11 +12,11 @@ from ...loaders.tokens.tokenizer import Tokenizer
 
 
 class StopStrings:
-    """Text that grows, up to the first stop string. text: all of it so far; stopped: whether one was found; hit: which
-    one."""
+    """Text that grows, up to the first stop string. keeps: and with it. text: all of it so far; stopped: whether one
+    was found; hit: which one."""
 
-    def __init__(self, stop: Sequence[str]) -> None:
-        self.stop = stop
+    def __init__(self, stop: Sequence[str], keeps: bool = False) -> None:
+        self.stop, self.keeps = stop, keeps
         self.text = ""
         self.shown = 0
         self.stopped = False
@@ -31,25 +31,30 @@ class StopStrings:
         if found:
             cut, self.hit = min(found)
             self.stopped = True
-            self.text = self.text[:cut]
+            self.text = self.text[: cut + len(self.hit) * self.keeps]
         safe = len(self.text) if final or self.stopped else len(self.text) - self._held()
         out, self.shown = self.text[self.shown : safe], max(self.shown, safe)
         return out
 
     def _held(self) -> int:
         """Characters at the end that could begin a stop string."""
-        longest = max((len(s) - 1 for s in self.stop), default=0)
-        for size in range(min(longest, len(self.text)), 0, -1):
-            if any(s.startswith(self.text[-size:]) for s in self.stop):
-                return size
+        return max(map(self._begun, self.stop), default=0)
+
+    def _begun(self, stop: str) -> int:
+        """Characters at the end with which a stop string could begin."""
+        place = max(0, len(self.text) - len(stop) + 1)
+        while (place := self.text.find(stop[0], place)) >= 0:
+            if stop.startswith(self.text[place:]):
+                return len(self.text) - place
+            place += 1
         return 0
 
 
 class TextBuilder(StopStrings):
     """The growing text of one completion."""
 
-    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str]) -> None:
-        super().__init__(stop)
+    def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str], keeps: bool = False) -> None:
+        super().__init__(stop, keeps)
         self.stream = tokenizer.stream() if tokenizer is not None else None
 
     def push(self, token: int) -> str:

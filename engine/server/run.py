@@ -76,7 +76,7 @@ class Server(uvicorn.Server):
         self.settings = settings
         self.failure: BaseException | None = None
         self.service: Service | None = None
-        # Warnings of the HTTP server are about strangers' requests; one wants packages installed that nothing here needs.
+        # Its warnings are about strangers' requests, and one wants packages installed that nothing here needs.
         super().__init__(
             uvicorn.Config(
                 self.loading, log_level="error", access_log=False, lifespan="off", server_header=False,

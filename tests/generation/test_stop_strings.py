@@ -59,6 +59,17 @@ def test_what_was_held_back_comes_at_the_end() -> None:
     assert text == "abcEN"
 
 
+def test_a_stop_string_that_begins_again_within_itself_is_held_back_in_time() -> None:
+    assert run(["a" * 9, "ac", "aab"], ["aaab"]) == (["a" * 6, "a" * 4 + "c", "aab", ""], "a" * 10 + "caab", False)
+    assert run(["a" * 9, "ab"], ["aaab"])[1:] == ("a" * 7, True)
+
+
+def test_a_stop_string_may_stay_at_the_end() -> None:
+    text = TextBuilder(Letters(), ["END", "more"], keeps=True)  # type: ignore[arg-type]
+    assert [text.push(piece) for piece in ("a E", "ND more")] == ["a ", "END"]  # type: ignore[arg-type]
+    assert (text.stopped, text.hit, text.text) == (True, "END", "a END")
+
+
 def test_the_first_of_several_stop_strings_wins() -> None:
     assert run(["one two three"], ["three", "two"])[1] == "one "
 

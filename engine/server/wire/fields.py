@@ -14,7 +14,7 @@ from ....errors import OptionError
 from ...config import SamplingParams
 from .errors import ApiError, bad_request
 
-MOST_STOPS, MOST_CHOICES = 16, 8
+MOST_STOPS, MOST_STOP, MOST_CHOICES = 16, 1024, 8  # stop strings, characters of one, answers
 MOST_MESSAGES, MOST_TOOLS = 10_000, 1024
 EFFORTS_OFF = ("none",)
 SWITCHES = ("enable_thinking", "thinking")  # of templates, which take any text for true, "false" too
@@ -41,6 +41,7 @@ class Sampled(msgspec.Struct, kw_only=True):
     seed: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
     logit_bias: dict[str, float] | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
@@ -149,6 +150,7 @@ def sampling(wanted: Sampled, defaults: SamplingParams, new: int | None, **more:
         "seed": wanted.seed,
         "stop": stops(wanted.stop),
         "stop_token_ids": wanted.stop_token_ids,
+        "include_stop_str_in_output": wanted.include_stop_str_in_output,
         "logit_bias": bias(wanted.logit_bias),
         "ignore_eos": wanted.ignore_eos,
         "min_tokens": wanted.min_tokens,
@@ -168,6 +170,8 @@ def stops(stop: str | list[str] | None) -> tuple[str, ...] | None:
     found = tuple(one for one in ([stop] if isinstance(stop, str) else stop) if one)
     if len(found) > MOST_STOPS:
         raise bad_request(f"stop has {len(found)} strings; give {MOST_STOPS} at most", "stop")
+    if (longest := max(map(len, found), default=0)) > MOST_STOP:
+        raise bad_request(f"a string of stop has {longest} characters; give {MOST_STOP} at most", "stop")
     return found
 
 

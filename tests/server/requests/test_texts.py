@@ -125,3 +125,24 @@ def test_calls_of_tools_that_take_text_stay_in_a_history() -> None:
     _, asked, answered = prompt_of(read).messages or ()
     assert json.loads(asked["tool_calls"][0]["function"]["arguments"]) == {"input": "*** Begin"}
     assert (answered["role"], answered["tool_call_id"], answered["content"]) == ("tool", "a", "done")
+
+
+@pytest.mark.parametrize("path", ["completions", "chat/completions"])
+def test_a_stop_string_may_stay(path: str, served: Served) -> None:
+    served.says("One two END three")
+    body: dict[str, Any] = {"prompt": "Hi", "messages": HELLO, "max_tokens": 50, "stop": ["END", "three"]}
+
+    def text(**more: Any) -> str:
+        (choice,) = httpx.post(f"{served.url}/v1/{path}", json={**body, **more}).json()["choices"]
+        assert choice["finish_reason"] == "stop"
+        return str(choice["text"] if path == "completions" else choice["message"]["content"])
+
+    assert text() == "One two "
+    assert text(include_stop_str_in_output=True) == "One two END"
+    served.says(None)
+
+
+def test_stop_strings_are_bounded(served: Served) -> None:
+    answer = httpx.post(f"{served.url}/v1/completions", json={"prompt": "Hi", "stop": "x" * 1025})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "stop"

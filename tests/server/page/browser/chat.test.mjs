@@ -161,3 +161,42 @@ test("an error of the server is shown where the answer would be", async () => {
   await page.getByRole("alert").filter({ hasText: "maximum context length" }).waitFor();
   await context.close();
 });
+
+test("a server that goes away is told in words, and what there is stays", async () => {
+  const { page, context } = await open(browser);
+  const bodies = ['data: {"choices":[{"index":0,"delta":{"content":"Half an answer"},"finish_reason":null}]}\n\n', null];
+  let asked = 0;
+  await page.route("**/v1/chat/completions", (route) => {
+    const body = bodies[Math.min(asked++, 1)];
+    return body === null ? route.abort("connectionrefused") : route.fulfill({ contentType: "text/event-stream", body });
+  });
+  for (const words of ["was lost before the answer's end", "no connection to the server"]) {
+    await page.locator(".composer textarea").fill("Hello");
+    await page.keyboard.press("Enter");
+    await page.getByRole("alert").filter({ hasText: words }).waitFor();
+  }
+  await page.getByText("Half an answer").waitFor();
+  await context.close();
+});
+
+test("an answer that is asked anew while it comes is not kept", async () => {
+  const { page, context, faults } = await open(browser);
+  await page.locator(".composer textarea").fill("In the beginning");
+  await page.keyboard.press("Enter");
+  await page.locator(".message.assistant .markdown").waitFor();
+  let isHeld = false;
+  await page.route("**/v1/chat/completions", () => {
+    isHeld = true; // never answered: what is kept now is what the first answer left
+  });
+  await page.getByRole("button", { name: "edit" }).first().click();
+  await page.getByLabel("your message").first().fill("other");
+  await page.getByRole("button", { name: "send again" }).click();
+  await page.getByText("waiting for the first token").waitFor();
+  await page.waitForTimeout(300);
+  assert.ok(isHeld);
+  await page.reload();
+  await page.getByText("other", { exact: true }).first().waitFor();
+  assert.equal(await page.locator(".message.assistant").count(), 0);
+  assert.deepEqual(faults, []);
+  await context.close();
+});

@@ -62,6 +62,13 @@ function take(message, data) {
   if (data.headrace) message.ledger = data.headrace;
 }
 
+/** What went wrong, in words: a browser has its own for a server that is not there. begun: what there is of the answer. */
+function reason(error, begun) {
+  if (error instanceof SyntaxError) return `the tools are no JSON: ${error.message}`;
+  if (!(error instanceof TypeError)) return error.message;
+  return begun ? "the connection to the server was lost before the answer's end" : "no connection to the server: is it running?";
+}
+
 /** The whole message. show(message): called now and then while it grows. Errors are part of it. */
 export async function answer(conversation, facts, stop, show) {
   const message = { role: "assistant", content: "", reasoning: "", calls: [] };
@@ -75,15 +82,17 @@ export async function answer(conversation, facts, stop, show) {
   try {
     const [path, body] = requestOf(conversation, facts);
     const response = await call(path, { body, signal: stop });
+    let isWhole = false;
     for await (const { data } of events(response)) {
-      if (data === "[DONE]") break;
+      isWhole = data === "[DONE]";
+      if (isWhole) break;
       take(message, data);
       later();
     }
+    if (!isWhole) throw new TypeError("the stream has no end");
   } catch (error) {
     if (error.name === "AbortError") message.finish = "stopped";
-    else if (error instanceof SyntaxError) message.error = `the tools are no JSON: ${error.message}`;
-    else message.error = error.message;
+    else message.error = reason(error, message.content || message.reasoning);
   } finally {
     clearTimeout(timer);
   }

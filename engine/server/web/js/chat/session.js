@@ -97,7 +97,8 @@ async function run() {
   });
   if (current.value.id !== id || stopping !== mine) {
     if (stopping === mine) draft.value = null;
-    return keepElsewhere(id, made);
+    if (current.value.id !== id) keepElsewhere(id, made); // else it was asked anew, and nobody waits for this one
+    return;
   }
   batch(() => {
     stopping = null;
