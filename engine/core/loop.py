@@ -180,6 +180,7 @@ class Loop:
     def _step_unless(self, done: Callable[[], bool]) -> None:
         """One pass, unless another thread's pass has brought meanwhile what the caller waits for."""
         with self.lock:
+            self.lock.check_outermost()
             self.carry_out()
             if not done():
                 try:

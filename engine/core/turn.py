@@ -38,6 +38,14 @@ class Turn:
                 "by spawn (multiprocessing.get_context('spawn')), or load the model in the child"
             )
 
+    def check_outermost(self) -> None:
+        """Raises HeadraceError where the thread that has it took it before: what a pass calls asks for a pass."""
+        if self._depth > 1:
+            raise HeadraceError(
+                "a sampler asked its own model for text, within the pass that it was called by: ask between passes, or "
+                "another LLM"
+            )
+
     def __enter__(self) -> None:
         self.check()
         me = threading.get_ident()
