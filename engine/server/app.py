@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -13,6 +15,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ...errors import HeadraceError
+from .generation import CLIENT
 from .handlers import about, answers, live, other_apis, tokens
 from .page.live import Live
 from .reports.access_log import AccessLog
@@ -83,6 +86,7 @@ class Errors:
             has_begun = True
             await send(message)
 
+        CLIENT.set(client_of(scope))
         try:
             await self.app(scope, receive, sent)
         except Exception as error:
@@ -91,3 +95,10 @@ class Errors:
             if not isinstance(error, (ApiError, HeadraceError)):
                 log.exception("%s %s has failed", scope.get("method"), scope.get("path"))
             await error_response(of_exception(error), scope["path"])(scope, receive, send)
+
+
+def client_of(scope: Scope) -> str:
+    """What a client calls itself, in short; from elsewhere with its address. It is a stranger's text."""
+    name = re.sub(r"[^!-~]", "", Headers(scope=scope).get("user-agent", "").strip().partition(" ")[0])[:40]
+    address = (scope.get("client") or ("127.0.0.1",))[0]
+    return name if address in ("127.0.0.1", "::1") else f"{name or 'somebody'} at {address}"

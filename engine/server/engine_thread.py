@@ -94,9 +94,9 @@ class EngineThread:
             self.loop.cancel(request)
 
     def _fail(self, error: BaseException) -> None:
-        """Ends every open request with an error."""
+        """Ends every open request with an error, unless it has one that says more."""
         for request in list(self.open.values()):
-            request.error = error
+            request.error = request.error or error
             self.loop.cancel(request)
         with self.loop.lock:
             self.loop.carry_out()

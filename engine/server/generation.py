@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,8 @@ from ..generation.request import Request
 from .wire.errors import ApiError, engine_failed
 
 SILENT_S = 5.0  # after which a stream shows that it lives
+# Whose request is answered, in the task that does: what its client calls itself.
+CLIENT: ContextVar[str] = ContextVar("client", default="")
 MOST_UNREAD = 4096  # tokens that wait for a reader, after which it is gone or too slow
 
 
@@ -40,6 +43,7 @@ class Generation:
         shows_progress: bool = False,
     ) -> None:
         self.request, self.text, self._cancel, self.shows_progress = request, text, cancel, shows_progress
+        self.client = CLIENT.get()
         self._shown = -1  # tokens of the prompt that were computed when that was last told
         self.submitted = time.monotonic()
         self.first: float | None = None  # when its first token came

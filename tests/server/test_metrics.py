@@ -82,7 +82,8 @@ def test_each_request_has_its_line(served: Served, caplog: pytest.LogCaptureFixt
         ask(served, max_tokens=5)
     (line,) = [r.getMessage() for r in caplog.records if r.name == "headrace.access"]
     assert re.fullmatch(
-        r"request \d+: \d+ prompt tokens?, \d+ of them cached, first token after \S+ s, 5 new( at \S+/s)?, length",
+        r"request \d+ of python-httpx/\S+: \d+ prompt tokens?, \d+ of them cached, first token after \S+ s, "
+        r"5 new( at \S+/s)?, length",
         line,
     )
 

@@ -1,5 +1,5 @@
-"""One line for every request that ended: how long its prompt was and how much of that was known, how fast it went, why
-it ended; and where a prompt parted from one that it nearly shared.
+"""One line for every request that ended: whose it was, how long its prompt was and how much of that was known, how fast
+it went, why it ended; and where a prompt parted from one that it nearly shared.
 
 A cache that misses is the dearest thing that happens to an agent here: minutes, where a hit takes a second. So when a
 prompt begins like an earlier one and then differs, the line shows the first words that do.
@@ -48,7 +48,8 @@ class AccessLog:
         sequence = generation.request.sequence
         made, first, last = len(sequence.completion), generation.first, generation.last
         prompt = f"{sequence.prompt_tokens} prompt token{'s' * (sequence.prompt_tokens != 1)}"
-        parts = [f"request {sequence.id}: {prompt}, {sequence.reused} of them cached"]
+        who = f" of {generation.client}" if generation.client else ""
+        parts = [f"request {sequence.id}{who}: {prompt}, {sequence.reused} of them cached"]
         if sequence.spliced:
             parts.append(f"{sequence.spliced} answer{'s' if sequence.spliced > 1 else ''} in the model's own tokens")
         if first is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -46,3 +47,23 @@ def test_a_clock_that_jumps(jump: float, served: Served, monkeypatch: pytest.Mon
     assert after.json()["choices"][0]["text"] == before
     assert abs(after.json()["created"] - clock() - jump) < 60
     assert httpx.get(f"{served.url}/health", timeout=10).status_code == 200
+
+
+def test_who_is_cut_off_by_the_end_is_told_to_come_back(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the pass that is under way ends after the server has."""
+    step, loop = served.llm.loop.step, served.service._loop
+    assert loop is not None
+
+    def slow() -> None:
+        time.sleep(0.2)
+        step()
+
+    monkeypatch.setattr(served.llm.loop, "step", slow)
+    body = {**ASKED, "max_tokens": 900, "stream": True}
+    with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=60) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        asyncio.run_coroutine_threadsafe(served.service.stop(0.1), loop)
+        rest = "".join(lines)
+    assert "the server is stopping; ask again" in rest
+    assert "[DONE]" not in rest

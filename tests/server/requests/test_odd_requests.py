@@ -11,6 +11,8 @@ import httpx
 import pytest
 from serving import Served, raw
 
+from headrace.engine.server.app import client_of
+
 CHAT = "/v1/chat/completions"
 HELLO: list[Any] = [{"role": "user", "content": "Hello there"}]
 JSON = {"content-type": "application/json"}
@@ -113,3 +115,15 @@ def test_tokens_outside_of_the_vocabulary(served: Served) -> None:
         answer = httpx.post(f"{served.url}/detokenize", json={"tokens": [5, token]})
         assert answer.status_code == 400
         assert f"{token} is outside" in answer.json()["error"]["message"]
+
+
+def test_what_a_client_calls_itself_is_kept_short() -> None:
+    def named(agent: str, address: str = "127.0.0.1") -> str:
+        return client_of({"type": "http", "headers": [(b"user-agent", agent.encode())], "client": (address, 5)})
+
+    assert named("claude-cli/2.1.197 (external, cli)") == "claude-cli/2.1.197"
+    assert named("a\x1b[31mb\xc3") == "a[31mb"
+    assert named("x" * 500) == "x" * 40
+    assert named("curl/8", "192.168.0.7") == "curl/8 at 192.168.0.7"
+    assert named("", "192.168.0.7") == "somebody at 192.168.0.7"
+    assert named("") == ""

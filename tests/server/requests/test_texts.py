@@ -146,3 +146,15 @@ def test_stop_strings_are_bounded(served: Served) -> None:
     answer = httpx.post(f"{served.url}/v1/completions", json={"prompt": "Hi", "stop": "x" * 1025})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == "stop"
+
+
+@pytest.mark.parametrize(("schema", "status"), [(True, 200), (False, 400)])
+def test_a_schema_may_be_a_truth_value(schema: bool, status: int, served: Served) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    body = {"messages": HELLO, "response_format": form, "max_tokens": 100}
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body)
+    assert answer.status_code == status
+    if status == 400:
+        assert "false allows nothing" in answer.json()["error"]["message"]
+    elif (choice := answer.json()["choices"][0])["finish_reason"] == "stop":
+        json.loads(choice["message"]["content"])
