@@ -44,11 +44,7 @@ class Request:
     account: Account = field(default_factory=Account)  # of the passes that it took part in
     error: BaseException | None = None  # that ended it
     keep: Callable[[list[int]], None] | None = None  # takes the new tokens at the end
-
-    @property
-    def is_open(self) -> bool:
-        """Whether more tokens will come."""
-        return self.sequence.finish_reason is None
+    is_open: bool = True  # more will come; False once all is there: readers in other threads leave then
 
     def push(self, eos_ids: Collection[int]) -> None:
         """Decides whether the completion ends with its newest token, and puts that token's text into a chunk."""
@@ -60,13 +56,13 @@ class Request:
             sequence.finish_reason = "stop"
         elif len(sequence.completion) >= params.max_new_tokens:
             sequence.finish_reason = "length"
-        if not self.is_open:
+        if sequence.finish_reason is not None:
             piece += self.text.finish()
             if self.text.stopped:  # found in what was held back until now
                 sequence.finish_reason = "stop"
         likely = sequence.logprobs[-1] if sequence.logprobs else None
         self.chunks.append(Chunk(text=piece, token_id=token, finish_reason=sequence.finish_reason, likely=likely))
-        if not self.is_open:
+        if sequence.finish_reason is not None:
             self._ended()
 
     def interrupt(self) -> None:
@@ -77,6 +73,7 @@ class Request:
     def _ended(self) -> None:
         if self.keep is not None:
             self.keep(self.sequence.completion)
+        self.is_open = False
 
     def completion(self) -> Completion:
         """What there is so far."""

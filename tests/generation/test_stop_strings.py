@@ -94,3 +94,21 @@ def test_overlapping_beginnings() -> None:
     shown, text, stopped = run(["a", "a", "a", "b"], ["aab"])
     assert "".join(shown) == text == "a"
     assert stopped
+
+
+def test_a_request_is_open_until_its_last_piece_is_there() -> None:
+    """Readers in other threads leave when it is not."""
+    seen = []
+
+    class Watched(Letters):
+        def finish(self) -> str:
+            seen.append((request.is_open, len(request.chunks)))
+            return "held back"
+
+    one = make_sequence(0, [1], SamplingParams(max_new_tokens=1))
+    request = Request(one, TextBuilder(Watched(), []))  # type: ignore[arg-type]
+    one.tokens.append(2)
+    request.push([])
+    assert seen == [(True, 0)]
+    assert not request.is_open
+    assert [(chunk.text, chunk.finish_reason) for chunk in request.chunks] == [("2held back", "length")]
