@@ -2,7 +2,7 @@
 
 jinja's own sandbox keeps a template from attributes of Python's objects. What it leaves is a bomb: `"a" * 10**10`, or a
 text that a loop doubles. So whatever makes a text or list longer (operators, methods of texts, filters) is asked first
-how long the result will be; and a thread that waits tells a template to stop whose time is over.
+how long the result will be (`template_limits.py`); and a thread that waits tells a template to stop whose time is over.
 """
 
 from __future__ import annotations
@@ -20,37 +20,23 @@ from jinja2 import TemplateError, nodes
 from jinja2.compiler import CodeGenerator, Frame
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
+from jinja2.lexer import Token, TokenStream
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedEscapeFormatter, SandboxedFormatter
 from jinja2.utils import Namespace
+from markupsafe import Markup
+
+from . import template_limits
+from .template_limits import joined, made, weigh
 
 SECONDS = 20.0  # for one rendering; a server has a shorter limit of its own
-MOST_TEXT = 1 << 26  # characters of one text: ten times the longest context of any model
-MOST_ITEMS = 1 << 22  # of one list
-MOST_MADE = 1 << 31  # characters and items that one rendering makes in all
-MOST_NUMBER = 1_000_000  # a width, a count: more has no use in a prompt
-MOST_BITS = 4096  # of a whole number
-_WIDE = re.compile(r"[1-9]\d{6}")  # a width in a format
-
-
-class _Made(threading.local):
-    """What the rendering in this thread has made so far, and whether it may take a text of so many characters more."""
-
-    total = 0
-
-    def add(self, count: int, most: int = MOST_TEXT) -> None:
-        self.total += count
-        if count > most or self.total > MOST_MADE:
-            raise SecurityError(f"it makes texts or lists of more than {min(most, MOST_MADE):,} characters or items")
-
-
-_made = _Made()
+LONGEST_PATTERN = 1000  # characters of a date's format
 
 
 @contextmanager
 def bounded(seconds: float | None = None) -> Iterator[None]:
     """The body may take so many seconds, and make so much text; raises TimeoutError or jinja's SecurityError in it."""
-    _made.total = 0
+    made.begin()
     lock, thread = threading.Lock(), ctypes.c_ulong(threading.get_ident())
     state = {"over": False, "stopped": False}
 
@@ -74,7 +60,7 @@ def bounded(seconds: float | None = None) -> Iterator[None]:
 
 
 class _Generator(CodeGenerator):
-    """Code in which `~` asks the sandbox: jinja calls a function of its own there, which nobody can replace."""
+    """Code in which `~` and lists ask the sandbox: jinja calls functions of its own there, which nobody can replace."""
 
     def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
         self.write("environment.joined((")
@@ -83,18 +69,39 @@ class _Generator(CodeGenerator):
             self.write(", ")
         self.write("))")
 
+    def visit_List(self, node: nodes.List, frame: Frame) -> None:
+        self._weighed(super().visit_List, node, frame)
+
+    def visit_Dict(self, node: nodes.Dict, frame: Frame) -> None:
+        self._weighed(super().visit_Dict, node, frame)
+
+    def visit_Tuple(self, node: nodes.Tuple, frame: Frame) -> None:
+        if node.ctx == "load":
+            self._weighed(super().visit_Tuple, node, frame)
+        else:  # names that are set
+            super().visit_Tuple(node, frame)
+
+    def _weighed(self, visit: Callable[[Any, Frame], None], node: nodes.Node, frame: Frame) -> None:
+        self.write("environment.weighed(")
+        visit(node, frame)
+        self.write(")")
+
 
 class Sandbox(ImmutableSandboxedEnvironment):
     """jinja's environment for chat templates, as transformers sets it up, with limits."""
 
     code_generator_class = _Generator
-    intercepted_binops = frozenset({"+", "*", "**", "%"})
+    intercepted_binops = frozenset(template_limits.OF_OPERATORS)
+    weighed = staticmethod(template_limits.weighed)
 
     def __init__(self) -> None:
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _Generation])
         self.filters["tojson"] = _to_json
-        for name, check in _OF_FILTERS.items():
+        for name, check in template_limits.OF_FILTERS.items():
             self.filters[name] = _checked(self.filters[name], check)
+        for name, most in template_limits.OF_LISTS.items():
+            self.filters[name] = _of_a_list(self.filters[name], most)
+        self.filters["join"] = template_limits.join_filter
         del self.globals["lipsum"]
         helpers: dict[str, Callable[..., Any]] = {
             "raise_exception": _raise_exception,
@@ -120,123 +127,58 @@ class Sandbox(ImmutableSandboxedEnvironment):
         raise SecurityError(f"access to attribute {attribute!r} of a {type(obj).__name__} is unsafe")
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """jinja's own safe form of `str.format`, asked first."""
-        safe = super().wrap_str_format(value)
-        if safe is None:
+        """jinja's own safe form of `str.format`, with limits."""
+        if super().wrap_str_format(value) is None:
             return None
 
-        def asked(*args: Any, **named: Any) -> str:
-            _format(value.__self__, *args, **named)
-            return safe(*args, **named)
+        def safe(*args: Any, **named: Any) -> str:
+            text = value.__self__
+            formatter = _EscapeFormatter(self, escape=text.escape) if isinstance(text, Markup) else _TextFormatter(self)
+            if value.__name__ != "format_map":
+                return str(formatter.vformat(text, args, named))
+            (mapping,) = args
+            return str(formatter.vformat(text, (), mapping))
 
-        return asked
+        return safe
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        _OF_OPERATORS[operator](left, right)
+        template_limits.operator(operator, left, right)
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
-        if isinstance(owner, str) and name in _OF_METHODS:
-            _OF_METHODS[name](owner, *args, **kwargs)
+        if name in ("to_bytes", "from_bytes") or (isinstance(owner, (bytes, bytearray)) and name != "decode"):
+            raise SecurityError("it computes with bytes")
+        if isinstance(owner, str) and name == "join":
+            return template_limits.join_method(owner, *args, **kwargs)
+        if isinstance(owner, str) and name in template_limits.OF_METHODS:
+            template_limits.OF_METHODS[name](owner, *args, **kwargs)
+        for value in (*args, *kwargs.values()):
+            weigh(value)
         return super().call(__context, __obj, *args, **kwargs)
 
 
-def joined(parts: Iterable[str], between: int = 0) -> str:
-    """Texts as one, if it is not too long. between: characters between two."""
-    pieces = []
+class _Bounded(SandboxedFormatter):
+    """`str.format` that knows how long its text has become: a field may stand in it many times."""
+
     length = 0
-    for part in parts:
-        length += len(part) + between
-        if length > MOST_TEXT:
-            break
-        pieces.append(part)
-    _made.add(length)
-    return "".join(pieces)
+
+    def format_field(self, value: Any, spec: str) -> Any:
+        for digits in re.findall(r"\d+", spec):
+            template_limits.width(digits)
+        weigh(value)
+        text = super().format_field(value, spec)
+        self.length += len(text)
+        made.add(self.length)
+        return text
 
 
-def _plus(left: Any, right: Any) -> None:
-    if isinstance(left, (str, list, tuple)) and isinstance(right, (str, list, tuple)):
-        _made.add(len(left) + len(right), MOST_TEXT if isinstance(left, str) else MOST_ITEMS)
+class _TextFormatter(_Bounded):
+    pass
 
 
-def _times(left: Any, right: Any) -> None:
-    for one, other in ((left, right), (right, left)):
-        if isinstance(one, (str, list, tuple)) and isinstance(other, int):
-            _made.add(len(one) * max(0, other), MOST_TEXT if isinstance(one, str) else MOST_ITEMS)
-    if isinstance(left, int) and isinstance(right, int):
-        _bits(left.bit_length() + right.bit_length())
-
-
-def _power(left: Any, right: Any) -> None:
-    if isinstance(left, int) and isinstance(right, int):
-        _bits(left.bit_length() * abs(right))
-
-
-def _bits(count: int) -> None:
-    if count > MOST_BITS:
-        raise SecurityError(f"it computes a number of more than {MOST_BITS} bits")
-
-
-def _modulo(left: Any, right: Any) -> None:
-    if isinstance(left, str):
-        _format(left, *(right if isinstance(right, tuple) else (right,)))
-
-
-def _format(pattern: str, *values: Any, **named: Any) -> None:
-    if _WIDE.search(pattern):
-        raise SecurityError(f"it formats to a width of more than {MOST_NUMBER:,} characters")
-    if "*" in pattern or "{" in pattern:
-        _numbers(*values, *named.values())
-    _made.add(len(pattern) + sum(len(one) for one in (*values, *named.values()) if isinstance(one, str)))
-
-
-def _numbers(*values: Any) -> None:
-    """Widths and counts."""
-    for value in values:
-        if isinstance(value, int) and abs(value) > MOST_NUMBER:
-            raise SecurityError(f"it asks for {value:.3g} of something, {MOST_NUMBER:,} are the most")
-
-
-def _padded(text: Any, *values: Any, **named: Any) -> None:
-    _numbers(*values, *named.values())
-    _made.add(max(0, 0, *(one for one in (*values, *named.values()) if isinstance(one, int))))
-
-
-def _tabs(text: str, size: Any = 8) -> None:
-    _numbers(size)
-    _made.add(len(text) + text.count("\t") * max(0, size))
-
-
-def _replaced(text: Any, old: Any = "", new: Any = "", *count: Any) -> None:
-    text, old, new = str(text), str(old), str(new)
-    _made.add(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
-
-
-def _lines(text: Any, width: Any = 4, *flags: Any, **named: Any) -> None:
-    """Each line gets that many characters in front, or that text."""
-    _numbers(width)
-    wide = len(width) if isinstance(width, str) else width
-    _made.add(len(str(text)) + (str(text).count("\n") + 1) * wide)
-
-
-def _items(values: Any, count: Any = 1, *rest: Any, **named: Any) -> None:
-    _numbers(count, *named.values())
-
-
-def _joined_by(between: str, values: Any = ()) -> None:
-    if isinstance(values, (list, tuple)):
-        _made.add(sum(len(one) + len(between) for one in values if isinstance(one, str)))
-
-
-def _joined_filter(values: Any, between: Any = "", *rest: Any, **named: Any) -> None:
-    if isinstance(values, (list, tuple)):
-        _joined_by(str(between), [one if isinstance(one, str) else "" for one in values])
-
-
-def _summed(values: Any, attribute: Any = None, start: Any = 0) -> None:
-    if not isinstance(start, (int, float)):
-        raise SecurityError("it sums what are no numbers")
+class _EscapeFormatter(_Bounded, SandboxedEscapeFormatter):
+    pass
 
 
 def _checked(filter: Callable[..., Any], check: Callable[..., None]) -> Callable[..., Any]:
@@ -252,16 +194,16 @@ def _checked(filter: Callable[..., Any], check: Callable[..., None]) -> Callable
     return asked
 
 
-_OF_OPERATORS: dict[str, Callable[[Any, Any], None]] = {"+": _plus, "*": _times, "**": _power, "%": _modulo}
-_OF_METHODS: dict[str, Callable[..., None]] = {
-    "center": _padded, "ljust": _padded, "rjust": _padded, "zfill": _padded, "expandtabs": _tabs, "replace": _replaced,
-    "join": _joined_by,
-}  # fmt: skip
-_OF_FILTERS: dict[str, Callable[..., None]] = {
-    "center": _padded, "indent": _lines, "wordwrap": _items, "batch": _items, "slice": _items, "round": _items,
-    "truncate": _items, "format": _format, "replace": _replaced, "join": _joined_filter, "sum": _summed,
-    "tojson": _items, "pprint": _items,
-}  # fmt: skip
+def _of_a_list(filter: Callable[..., Any], most: int) -> Callable[..., Any]:
+    """A filter that is given a list, of no more items than there may be."""
+    marks = vars(filter)
+    place = 1 if marks else 0
+
+    def asked(*args: Any, **named: Any) -> Any:
+        return filter(*args[:place], template_limits.listed(args[place], most), *args[place + 1 :], **named)
+
+    vars(asked).update(marks)
+    return asked
 
 
 class _Generation(Extension):
@@ -273,6 +215,14 @@ class _Generation(Extension):
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return nodes.Scope(body, lineno=line)
+
+    def filter_stream(self, stream: TokenStream) -> Iterator[Token]:
+        """Numbers in the text are no longer than those that are computed."""
+        for token in stream:
+            value: object = token.value
+            if isinstance(value, int):
+                template_limits.bits(value.bit_length())
+            yield token
 
 
 class _Namespace(Namespace):
@@ -289,6 +239,10 @@ class _Namespace(Namespace):
         _check_public(name)
         Namespace.__setitem__(self, name, value)
 
+    def __repr__(self) -> str:
+        """Without what is in it, which may be others, and those in them."""
+        return "<Namespace>"
+
 
 def _check_public(name: str) -> None:
     if name.startswith("_"):
@@ -303,6 +257,11 @@ def _to_json(
     sort_keys: bool = False,
 ) -> str:
     """jinja's own filter escapes for HTML, and a model has never seen `\\u003c` in its training."""
+    weight = weigh(value)
+    wide = len(indent) if isinstance(indent, str) else indent or 0
+    template_limits.numbers(wide)
+    around = weight.depth * wide + 2 + sum(map(len, separators or ()))
+    made.add(weight.size + weight.items * around)
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -311,6 +270,10 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(pattern: str) -> str:
+    if len(pattern) > LONGEST_PATTERN:
+        raise SecurityError(f"it writes a date by a format of {len(pattern):,} characters")
+    for digits in re.findall(r"\d+", pattern):
+        template_limits.width(digits)
     return datetime.now().strftime(pattern)
 
 

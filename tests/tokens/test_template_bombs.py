@@ -8,10 +8,14 @@ import tracemalloc
 import pytest
 
 from headrace.errors import TokenizerError
-from headrace.loaders.tokens import template_sandbox
+from headrace.loaders.tokens import template_limits, template_sandbox
 from headrace.loaders.tokens.chat_template import ChatTemplate
 
 DOUBLED = "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = CODE %}{% endfor %}{{ ns.x }}"
+NESTED = (
+    "{% set ns = namespace(x=[1], y=[1]) %}{% for i in range(60) %}{% set ns.x = CODE %}{% set ns.y = CODE %}"
+    "{% endfor %}{{ END }}"
+)
 BOMBS = (
     "{{ 'a' * 10000000000 }}",
     "{{ 10000000000 * 'a' }}",
@@ -51,6 +55,47 @@ BOMBS = (
     "{{ [[0] * 4000000] * 4000000 | length }}",
     "{{ ([[0] * 100000] * 10000) | sum(start=[]) }}",
     "{{ lipsum(n=100000) }}",
+    "{{ ('x' * 1000000).join('a' * 1000000) }}",
+    "{{ ('x' * 1000000).join(range(90000) | map('string')) }}",
+    "{{ range(90000) | map('string') | join('x' * 1000000) }}",
+    "{{ ['a' * 1000000] | map('join', 'x' * 1000000) | list }}",
+    "{{ ('a' * 1000000).translate({97: 'b' * 1000000}) }}",
+    "{{ ('a ' * 1000000) | wordwrap(1, true, 'x' * 1000000) }}",
+    "{{ (range(90000) | list) | tojson(indent=1000000) }}",
+    "{{ (range(90000) | list) | tojson(separators=('x' * 1000000, ':')) }}",
+    "{{ ('%(a)s' * 1000000) % {'a': 'x' * 1000000} }}",
+    "{{ ('%(a)s' * 1000000) | format(a='x' * 1000000) }}",
+    "{{ ('%(a)999999d' * 10000) % {'a': 1} }}",
+    "{{ ('%*d' * 9000) % ((999999, 1) * 9000) }}",
+    "{{ ('{0}' * 1000000).format('x' * 1000000) }}",
+    "{{ '{a:>{b}}'.format_map({'a': 1, 'b': 4000000000}) }}",
+    "{{ '{0[0]:{0[1]}}'.format([1, 4000000000]) }}",
+    "{{ ('\u4e00' * 60000000) | list }}",
+    "{{ ('ab' * 2000000) | sort }}",
+    "{{ ('a b' * 20000000).split('a') }}",
+    "{{ ('a b' * 20000000).split() }}",
+    "{{ ('\n' * 60000000).splitlines() }}",
+    "{{ ('\"' * 60000000) | forceescape }}",
+    "{{ ('\u4e00' * 60000000) | urlencode }}",
+    "{{ 'a'.encode() * 10000000000 }}",
+    "{{ 'a'.encode().ljust(10000000000) }}",
+    "{{ (5).to_bytes(10000000000, 'big') }}",
+    "{{ ('f' * 6000000) | int(0, 16) // ('f' * 3000000) | int(0, 16) }}",
+    "{{ 0x" + "f" * 60_000 + " is divisibleby 0x" + "f" * 30_000 + " }}",
+    "{{ strftime_now('%Y' * 1000000) }}",
+    # Few bytes, and no end as text; nothing stops their comparison.
+    NESTED.replace("CODE", "[ns.x, ns.x]").replace("END", "ns.x"),
+    NESTED.replace("CODE", "[ns.x, ns.x]").replace("END", "ns.x | tojson"),
+    NESTED.replace("CODE", "(ns.x, ns.x)").replace("END", "{ns.x: 1}"),
+    NESTED.replace("CODE", "{'a': ns.x, 'b': ns.x}").replace("END", "ns.x == ns.y"),
+    NESTED.replace("CODE", "[ns.x] * 2").replace("END", "ns.x == ns.y"),
+    NESTED.replace("CODE", "[ns.x] + [ns.x]").replace("END", "ns.x == ns.y"),
+    NESTED.replace("CODE", "dict(a=ns.x, b=ns.x)").replace("END", "ns.x == ns.y"),
+    NESTED.replace("CODE", "['', ''] | map('default', ns.x, true) | list").replace("END", "ns.x == ns.y"),
+    NESTED.replace("CODE", "[ns.x] | batch(2, ns.x) | list").replace("END", "ns.x == ns.y"),
+    NESTED.replace("CODE", "[{'a': ns.x}.values(), {'a': ns.x}.values()]").replace("END", "ns.x"),
+    "{% macro two() %}{% set ns.x = varargs %}{% set ns.y = varargs %}{% endmacro %}"
+    + NESTED.replace("CODE", "two(ns.x, ns.x) or ns.x").replace("END", "ns.x == ns.y"),
 )
 
 
@@ -75,7 +120,7 @@ def test_a_bomb_is_refused_in_little_memory(bomb: str) -> None:
 
 def test_many_large_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each is small enough, all of them are not."""
-    monkeypatch.setattr(template_sandbox, "MOST_MADE", 1 << 24)
+    monkeypatch.setattr(template_limits, "MOST_MADE", 1 << 24)
     kept = (
         "{% set ns = namespace(x=[]) %}{% for i in range(99) %}{% set ns.x = ns.x + ['a' * 1000000 ~ i] %}{% endfor %}"
     )
@@ -112,6 +157,35 @@ def test_what_templates_do_is_not_refused() -> None:
     assert render(text) == (
         'hia1None  a  21x-3   1a_b[1, 2]3x\n  y1024===================={\n "a": [\n  1\n ]\n}[[1, 2], [3]]1.22a'
     )
+
+
+def test_what_templates_do_with_lists_is_not_refused() -> None:
+    text = (
+        "{% set a, b = 1, (2, 3) %}{{ a }}{{ b }}{{ {'x': [1, {'y': ()}]} }}{{ [{'n': 1}, {'n': 2}] | join('-', 'n') }}"
+        "{{ '{a}{b:>3}'.format_map({'a': 1, 'b': 2}) }}{{ '{0}{0.real}'.format(7) }}{{ 'a,b'.split(',') }}"
+        "{{ 'b a'.split() | sort | join(' ') }}{{ '12' | int + '0x1f' | int(base=16) }}{{ 17 // 5 }}"
+        "{{ 7 is divisibleby 7 }}"
+        "{% for k, v in {'k': 'v'} | dictsort %}{{ k }}{{ v }}{% endfor %}{{ 'ab' | list }}{{ '<' | e }}"
+        "{{ ', '.join(['x', 'y']) }}{{ [3, 1] | sort }}{{ 'a'.translate({97: 'b'}) }}{{ ('<' | safe).join(['>']) }}"
+        "{% macro f() %}{{ varargs }}{{ kwargs }}{% endmacro %}{{ f(1, z=[2]) }}{{ range(3) | list | tojson }}"
+        "{% for g, all in [{'n': 1}, {'n': 1}] | groupby('n') %}{{ g }}{{ all | length }}{% endfor %}"
+    )
+    assert render(text) == (
+        "1(2, 3){'x': [1, {'y': ()}]}1-21  277['a', 'b']a b433"
+        "Truekv['a', 'b']&lt;x, y[1, 3]b&gt;(1,){'z': [2]}[0, 1, 2]12"
+    )
+
+
+def test_a_conversation_that_is_made_anew_for_each_message_takes_no_time() -> None:
+    """As templates do that gather what they write: a list of lists is weighed once."""
+    template = ChatTemplate(
+        text="{% set n = namespace(x=[]) %}{% for m in messages %}{% set n.x = n.x + [m] %}{% endfor %}"
+        "{{ n.x | length }}",
+        tokens={}, source="a stranger",
+    )  # fmt: skip
+    began = time.process_time()
+    assert template.render([{"role": "user", "content": "a"}] * 1000, True) == "1000"
+    assert time.process_time() - began < 10
 
 
 def test_long_conversations_are_rendered() -> None:
