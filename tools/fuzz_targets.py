@@ -34,7 +34,7 @@ from headrace.kernels.context import Context  # noqa: E402
 from headrace.loaders import model_source  # noqa: E402
 from headrace.loaders.families import spec_of  # noqa: E402
 from headrace.loaders.families.config_reader import ConfigReader  # noqa: E402
-from headrace.loaders.files import gguf_header, headers  # noqa: E402
+from headrace.loaders.files import gguf_header, headers, weight_files  # noqa: E402
 from headrace.loaders.tokens.chat_template import ChatTemplate  # noqa: E402
 from headrace.loaders.tokens.tokenizer import Tokenizer  # noqa: E402
 from headrace.loaders.weights.chosen_formats import LoadOptions  # noqa: E402
@@ -65,7 +65,7 @@ def gguf(data: bytes) -> None:
     found = gguf_header.read(lambda at, n: data[at : at + n], "m.gguf", len(data))
     path = file_of("m.gguf", data)
     with contextlib.suppress(*REFUSED):
-        Tokenizer.of_gguf(found.metadata, "m.gguf")
+        _there_and_back(Tokenizer.of_gguf(found.metadata, "m.gguf"))
     imagine(str(path), LoadOptions())
 
 
@@ -74,7 +74,11 @@ def safetensors(data: bytes) -> None:
 
 
 def index(data: bytes) -> None:
-    headers.read_index(file_of("model.safetensors.index.json", data))
+    """The index, and the folder whose files it names, of which none is there."""
+    folder = PLACE / "sharded"
+    folder.mkdir(exist_ok=True)
+    headers.read_index(file_of("sharded/model.safetensors.index.json", data))
+    weight_files.find(folder)
 
 
 def config(data: bytes) -> None:
@@ -92,9 +96,17 @@ def config(data: bytes) -> None:
 
 def tokenizer(data: bytes) -> None:
     file_of("tokenizer.json", data)
-    found = Tokenizer.load(PLACE)
+    _there_and_back(Tokenizer.load(PLACE))
+
+
+def _there_and_back(found: Tokenizer) -> None:
+    """Text to tokens, and these to text at once and one by one."""
     ids = found.encode("In the beginning, é\n")
     found.decode(ids)
+    stream = found.stream()
+    for one in ids:
+        stream.push(one)
+    stream.finish()
 
 
 CHAT: list[dict[str, Any]] = [
@@ -180,6 +192,12 @@ TEMPLATE_WORDS = (
     "lipsum(", "cycler(", "joiner(", "|batch(", "|slice(", "|indent(", "|truncate(", "|sort", "|groupby(", "|sum(",
 )  # fmt: skip
 
+TOKENIZER_WORDS = (
+    "Sequence", "Replace", "Regex", "String", "Split", "Strip", "Precompiled", "Metaspace", "ByteLevel", "Digits",
+    "FixedLength", "Prepend", "WordPiece", "WordLevel", "Unigram", "Fuse", "CTC", "BPEDecoder", "TemplateProcessing",
+    "BertProcessing", "RobertaProcessing", "null", "unk_token", "unk_id", "single_word", "content", "length", "(?:)",
+)  # fmt: skip
+
 
 def _configs() -> list[bytes]:
     """Of every family, without what a family does not read: shorter seeds are mutated where it matters."""
@@ -215,17 +233,39 @@ def _profiles() -> list[bytes]:
 
 
 def _tokenizers() -> list[bytes]:
-    return [(ROOT / "demo/model/tokenizer.json").read_bytes()]
+    """The demo's, and a few small ones, of which mutations meet more than the vocabulary."""
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "n": 2, "ab": 3}, "merges": ["a b"]}
+    scored = {"type": "Unigram", "unk_id": 0, "vocab": [["a", -1.0], ["n", -2.0]]}
+    bare: dict[str, Any] = dict.fromkeys(
+        ("truncation", "padding", "normalizer", "pre_tokenizer", "post_processor", "decoder")
+    )
+    replaced = {"type": "Replace", "pattern": {"String": "b"}, "content": "a"}
+    split = {"type": "Split", "pattern": {"Regex": "n+"}, "behavior": "Isolated", "invert": False}
+    begin, rest = ({kind: {"id": name, "type_id": 0}} for kind, name in (("SpecialToken", "n"), ("Sequence", "A")))
+    special = {"n": {"id": "n", "ids": [2], "tokens": ["n"]}}
+    begins = {"type": "TemplateProcessing", "pair": [], "special_tokens": special, "single": [begin, rest]}
+    made = [
+        {"normalizer": {"type": "Sequence", "normalizers": [replaced, {"type": "NFC"}]}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAAAAAA"}, "model": scored},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [split]}, "decoder": {"type": "ByteLevel"}},
+        {"post_processor": begins, "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, replaced]}},
+    ]
+    bare |= {"version": "1.0", "added_tokens": [], "model": model}
+    return [(ROOT / "demo/model/tokenizer.json").read_bytes(), *_json(*({**bare, **one} for one in made))]
+
+
+def _ggufs() -> list[bytes]:
+    """Of all versions, and with the other kinds of tokenizers."""
+    scored = [spoiled_gguf(GgufPieces(3, kind=kind), []) for kind in ("llama", "t5", "gemma4")]
+    return [spoiled_gguf(GgufPieces(version), []) for version in (1, 2, 3)] + scored
 
 
 TARGETS: dict[str, Target] = {
-    "gguf": Target(
-        gguf, lambda: [spoiled_gguf(GgufPieces(version), []) for version in (1, 2, 3)], ("tokenizer.ggml.", "qwen3moe.")
-    ),
+    "gguf": Target(gguf, _ggufs, ("tokenizer.ggml.", "qwen3moe.")),
     "safetensors": Target(safetensors, _headers, ("data_offsets", "F32")),
     "index": Target(index, lambda: _json({"metadata": {}, "weight_map": {"a.weight": "model-1.safetensors"}})),
     "config": Target(config, _configs),
-    "tokenizer": Target(tokenizer, _tokenizers),
+    "tokenizer": Target(tokenizer, _tokenizers, TOKENIZER_WORDS),
     "template": Target(template, lambda: [t.encode() for t in TEMPLATES], TEMPLATE_WORDS),
     "placement": Target(placement, lambda: _json(PLACEMENT)),
     "machine": Target(machine, lambda: _json(MACHINE)),

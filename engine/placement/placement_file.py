@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ...errors import OptionError
+from ...loaders import regular
 from .placement import Placement, Tier, nearest
 
 Place = TypeVar("Place")
@@ -23,6 +24,8 @@ IN_VRAM = -1  # in place of a machine's number: the coordinator's GPU
 VERSION = 1
 TOP_KEYS = ("version", "default", "rules")
 RULE_KEYS = ("layers", "experts", "tier")
+MOST_DIGITS = 18  # of a number in a text
+MOST_TIMES = 1000  # that rules may name an expert, each on the average: more are minutes, and no placement
 
 
 def read(path: Path, counts: Sequence[int], tiers: Sequence[Tier], main: Tier = Tier.GPU0) -> Placement:
@@ -54,7 +57,7 @@ def read_in_vram(path: Path, counts: Sequence[int]) -> Placement:
 def _json(path: Path) -> Any:
     """What a file holds. Raises OptionError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular.text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise OptionError(f"cannot read the placement {path}: {reason}; name a JSON file") from error
@@ -70,6 +73,7 @@ class _File(Generic[Place]):
 
     def __init__(self, name: str, counts: Sequence[int], known: Mapping[str, Place], there: Sequence[Place]) -> None:
         self.name, self.counts, self.known, self.there = name, counts, known, there
+        self.named, self.most = 0, MOST_TIMES * (sum(counts) + len(counts))
 
     def rows(self, data: Any) -> list[list[Place]]:
         """By layer and expert its place."""
@@ -104,6 +108,7 @@ class _File(Generic[Place]):
     def _numbers(self, value: Any, count: int, where: str, what: str) -> list[int]:
         """Numbers below `count` from "all", a number, a range "a-b" (b included), or a list of numbers and ranges."""
         if value == "all":
+            self._count(count, where)
             return list(range(count))
         found: list[int] = []
         for one in value if isinstance(value, list) else [value]:
@@ -112,16 +117,26 @@ class _File(Generic[Place]):
                 raise self._error(where, one, f"a range goes up: {last}-{first}")
             if last >= count:
                 raise self._error(where, one, f"the {what} are 0 to {count - 1}")
+            self._count(last + 1 - first, where)
             found += range(first, last + 1)
         if not found:
             raise self._error(where, value, 'name at least one, or "all"')
         return found
 
+    def _count(self, more: int, where: str) -> None:
+        """What the rules have named so far."""
+        self.named += more
+        if self.named > self.most:
+            raise OptionError(
+                f"{self.name}: up to {where} the rules name layers and experts more than {self.most} times; write each "
+                "once"
+            )
+
     def _range(self, one: Any, where: str) -> tuple[int, int]:
         if isinstance(one, int) and not isinstance(one, bool) and one >= 0:
             return one, one
         ends = [end.strip() for end in one.split("-")] if isinstance(one, str) else []
-        if 1 <= len(ends) <= 2 and all(end.isdecimal() for end in ends):
+        if 1 <= len(ends) <= 2 and all(end.isdecimal() and len(end) <= MOST_DIGITS for end in ends):
             return int(ends[0]), int(ends[-1])
         raise self._error(where, one, 'give a number from 0 on, a range such as "3-7", a list of these, or "all"')
 

@@ -16,7 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError, brief
+from ...loaders import regular
 from .layout import BLOCK, DONE, LENGTH, LOST, MAGIC, MOST_HEADER, TOKENS, Columns, Header, unpack
+
+MOST_NUMBER = 1 << 62
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +79,7 @@ def glance(path: Path) -> tuple[Header, int | None]:
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """Raises OptionError where it cannot be read."""
     try:
-        with Path(path).open("rb") as file:
+        with regular.opened(Path(path)) as file:
             yield file
     except OSError as error:
         raise OptionError(f"cannot read the trace {path}: {error.strerror}") from error
@@ -106,8 +109,10 @@ def _header(file: IO[bytes], path: Path) -> Header:
     try:
         values: dict[str, Any] = json.loads(file.read(size))
         header = Header(**{one.name: values[one.name] for one in fields(Header)})
-        is_sane = 0 < header.experts < 1 << 15 and 0 < header.top_k <= header.experts and header.most_weight > 0
-        is_sane = is_sane and header.layers == sorted(set(map(int, header.layers)))
+        whole = (header.experts, header.top_k, *header.layers, *header.expert_bytes)
+        is_sane = all(type(one) is int and one < MOST_NUMBER for one in whole)
+        is_sane = is_sane and 0 < header.experts < 1 << 15 and 0 < header.top_k <= header.experts
+        is_sane = is_sane and 0 < header.most_weight < MOST_NUMBER and header.layers == sorted({*header.layers})
         is_sane = is_sane and len(header.expert_bytes) == len(header.layers) and min(header.expert_bytes, default=1) > 0
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise OptionError(f"{path}: the trace's header cannot be read ({error!r:.100}); record it again") from error

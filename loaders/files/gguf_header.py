@@ -172,11 +172,12 @@ class _Cursor:
         """Walks over the lengths of an array of strings: half a million of them in a large vocabulary."""
         length_at = struct.Struct("<" + self.count).unpack_from
         width, at = struct.calcsize("<" + self.count), self.at
+        self._reach(at + count * width)
+        self.spend(count * OF_A_TEXT)
         for _ in range(count):
             if at + width > len(self.data):
                 self._reach(at + width)
             at += width + length_at(self.data, at)[0]
-        self.spend(count * OF_A_TEXT)
         return Texts(self.take(at - self.at), count, width)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ FIRST = 256 << 10  # fetched at once: most headers are smaller
 MAX_HEADER = 100_000_000
 MOST_SPENT = 96 << 20  # bytes beyond its file's that a header may take in memory, by these estimates:
 OF_JSON = ((b"{", 300), (b"[", 90), (b",", 40), (b":", 60))
+LONGEST_NAME, LONGEST_PATH = 255, 1000  # bytes of a file's name, characters of one with its folders
 MOST_BYTES, MOST_WEIGHTS, MOST_DIMENSIONS = 2**63, 2**48, 16
 # Bits of an element, by the file's name for its type; of other types a shape says no bytes.
 BITS = {
@@ -175,7 +177,7 @@ def read_index(index: Path) -> dict[str, str]:
     """An index's map from tensor to shard, a path from the index; raises CheckpointError if it is damaged."""
     try:
         where = json.loads(regular.text(index))["weight_map"]
-        wrong = [shard for shard in where.values() if not isinstance(shard, str) or not _is_below(Path(shard))]
+        wrong = [shard for shard in where.values() if not isinstance(shard, str) or not _is_below(shard)]
     except OSError as error:
         raise CheckpointError(f"cannot read {index}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -187,6 +189,12 @@ def read_index(index: Path) -> dict[str, str]:
     return dict(where)
 
 
-def _is_below(path: Path) -> bool:
-    """Whether a path leads to a file of the same folder, or of one in it."""
-    return bool(path.name) and not path.is_absolute() and ".." not in path.parts
+def _is_below(name: str) -> bool:
+    """Whether a name leads to a file of the same folder, or of one in it, and a disk can have it."""
+    path = Path(name)
+    if not path.name or path.is_absolute() or ".." in path.parts or "\0" in name or len(name) > LONGEST_PATH:
+        return False
+    try:
+        return all(len(os.fsencode(part)) <= LONGEST_NAME for part in path.parts)
+    except UnicodeEncodeError:
+        return False

@@ -6,12 +6,13 @@ first bytes are looked at; before a folder is called no model, its files.
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ...errors import brief, listed
+from ...errors import brief, listed, visible
 from .. import regular
 
 FIRST, ENOUGH = 512, 64  # bytes that tell, and that tell of zeros
@@ -44,6 +45,7 @@ MAGICS: tuple[tuple[bytes, str], ...] = (
 )
 PAGE = (b"<!doctype", b"<html", b"<head", b"<body", b"<script", b"<!--", b"<?xml")
 AGAIN = "check the network and the address, then download it again"
+LONGEST_BASE = 200  # characters of an adapter's model in a message
 SIDES = ("config", "generation_config", "tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_")
 TORCH = "which can run code: get the safetensors version"
 # Files by which a folder shows what it is: pattern, what it is.
@@ -143,7 +145,8 @@ def what_is(path: Path) -> str | None:
 
 def begun(path: Path) -> str | None:
     """The name of a download of this file that was begun and is not finished, if it lies beside it."""
-    return next((p.name for p in path.parent.glob(f"{path.name}*") if p.name.endswith(PARTIAL)), None)
+    beside = path.parent.glob(f"{glob.escape(path.name)}*")
+    return next((p.name for p in beside if p.name.endswith(PARTIAL)), None)
 
 
 def what_folder(directory: Path) -> str:
@@ -151,7 +154,8 @@ def what_folder(directory: Path) -> str:
     adapter = directory / "adapter_config.json"
     if adapter.is_file():
         base = _value(adapter, "base_model_name_or_path")
-        return f"it is an adapter{f' of {base}' if base else ''}: merge it into its model and give that"
+        of = f" of {visible(base)}" if isinstance(base, str) and 0 < len(base) <= LONGEST_BASE else ""
+        return f"it is an adapter{of}: merge it into its model and give that"
     unfinished = _named(directory, [*(f"*{ending}" for ending in PARTIAL), HALVES])
     if unfinished:
         return f"a download in it is not finished ({unfinished[0]}): finish it"

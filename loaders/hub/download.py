@@ -205,7 +205,7 @@ def _fetch_once(repo: Repo, name: str, transfer: _Transfer) -> None:
     facts = get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     before = repo.bytes_here(name)
     # A hub that gives no size or no usable etag leaves nothing to resume by; the library then does it its way.
-    if not _by_xet(facts) and facts.size is not None and re.fullmatch(r"[\w.-]+", facts.etag or ""):
+    if not _by_xet(facts) and facts.size is not None and re.fullmatch(r"[\w-][\w.-]*", facts.etag or ""):
         _fill(repo.blob(str(facts.etag)), _Source(url, facts.size, str(facts.etag)), transfer)
         before = facts.size
     # With the blob in its place this only links it into the snapshot.

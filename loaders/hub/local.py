@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+from .. import regular
 from ..files import gguf_models
 from ..files.gguf_models import GgufModel
 from ..files.recognise import is_named
@@ -11,6 +13,8 @@ from ..files.recognise import is_named
 DEMO = "demo"
 DEMO_DIRECTORY = Path(__file__).parent.parent.parent / "demo" / "model"
 CONFIG = "config.json"
+COMMIT = r"\w[\w.-]*"  # what a cache calls a snapshot
+MOST_REF = 1000  # bytes
 CONVERTED = "headrace.json"  # of what `headrace convert` wrote
 
 
@@ -85,9 +89,10 @@ def _has_safetensors(directory: Path) -> bool:
 def _main(directory: Path) -> Path:
     """The snapshot that a hub's cache calls main, if a directory is one of its; else the directory."""
     try:
-        return directory / "snapshots" / (directory / "refs" / "main").read_text(encoding="utf-8").strip()
+        commit = regular.text(directory / "refs" / "main", most=MOST_REF).strip()
     except (OSError, ValueError):
         return directory
+    return directory / "snapshots" / commit if re.fullmatch(COMMIT, commit) else directory
 
 
 def is_inside(model: str, directory: Path) -> bool:

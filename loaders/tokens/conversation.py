@@ -20,6 +20,7 @@ EXAMPLE = '{"role": "user", "content": "Hello"}'
 REASONING = "reasoning_content"
 PARAGRAPH = "\n\n"
 ABSENT = object()
+DEEPEST = 8  # parts within parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,14 +117,18 @@ def _set_reasoning(message: dict[str, Any], keys: tuple[str, ...]) -> None:
         message.update({"thinking": f"{text}{PARAGRAPH}{content}", "content": ""})
 
 
-def _text_in(value: Any) -> str:
-    """The text of reasoning: a string, a part, or a list of parts, of which encrypted ones have none."""
+def _text_in(value: Any, depth: int = 0) -> str:
+    """The text of reasoning: a string, a part, or a list of parts, of which encrypted ones have none, nor has what lies
+    deeper than any API's."""
     if isinstance(value, str):
         return value
+    if depth == DEEPEST:
+        return ""
     if isinstance(value, list):
-        return PARAGRAPH.join(filter(None, map(_text_in, value)))
+        return PARAGRAPH.join(filter(None, (_text_in(one, depth + 1) for one in value)))
     if isinstance(value, Mapping):
-        return next((found for key in ("text", "thinking", "summary") if (found := _text_in(value.get(key)))), "")
+        texts = (_text_in(value.get(key), depth + 1) for key in ("text", "thinking", "summary"))
+        return next((found for found in texts if found), "")
     return ""
 
 

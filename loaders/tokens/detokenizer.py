@@ -9,17 +9,14 @@ ends: stop strings are looked for where the text is used.
 from __future__ import annotations
 
 import codecs
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Set
-from typing import Any
 
 import tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from ...errors import TokenizerError
-
-Steps = list[dict[str, Any]]
+from .library import Steps, guarded, steps_of
 
 
 def start_stream(core: tokenizers.Tokenizer, silent: Set[str], steps: Steps, marks: Set[int]) -> TextStream:
@@ -128,8 +125,9 @@ class _WindowStream(TextStream):
         return self._text()
 
     def _text(self) -> str:
-        known = self._core.decode(self._before, skip_special_tokens=False)
-        return self._core.decode(self._before + self._held, skip_special_tokens=False)[len(known) :]
+        with guarded("tokens cannot be decoded"):
+            known = self._core.decode(self._before, skip_special_tokens=False)
+            return self._core.decode(self._before + self._held, skip_special_tokens=False)[len(known) :]
 
 
 def bytes_of(token: str, steps: Steps) -> bytes:
@@ -165,12 +163,3 @@ def _bytes_of(token: str) -> bytes:
     values = [_BYTES.get(letter) for letter in token]
     known = [value for value in values if value is not None]
     return bytes(known) if len(known) == len(values) else token.encode()
-
-
-def steps_of(part: Any) -> Steps:
-    """A tokenizer's decoder or pre-tokenizer as its serialised steps, a sequence flattened; none of None. Its state
-    alone: the tokenizer's holds every token."""
-    if part is None:
-        return []
-    state = json.loads(part.__getstate__())
-    return list(state.get("decoders") or state["pretokenizers"]) if state["type"] == "Sequence" else [state]

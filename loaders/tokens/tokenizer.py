@@ -22,8 +22,9 @@ from ..files import gguf_set, recognise
 from . import template_files
 from .chat_template import ChatTemplate
 from .conversation import Message
-from .detokenizer import TextStream, bytes_of, start_stream, steps_of, streaming_steps
+from .detokenizer import TextStream, bytes_of, start_stream, streaming_steps
 from .gguf.parts import parts_of
+from .library import PANIC, check_growth, guarded, steps_of
 
 ENDS = ("eos_token", "eot_token", "eom_token")  # of a text, a turn, a message
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -56,6 +57,7 @@ class Tokenizer:
         self.special_texts = {name: text for name in NAMED_TOKENS if (text := _text_of(settings.get(name)))}
         self.templates = {name: self._template(text) for name, text in templates.items()}  # compiled when used
         self._core = core
+        check_growth(core, source)
         # A tokenizer.json may carry the padding and truncation of its training; both would damage a prompt.
         core.no_padding()
         core.no_truncation()
@@ -63,6 +65,7 @@ class Tokenizer:
         self.vocab_size = max(core.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.eos_ids = self._find_ends(end_texts)
         self._bos_id = self.token_id(self.special_texts.get("bos_token", ""))
+        self._missing_bos: list[int] = []
         self._missing_bos = self._find_missing_bos()
 
     @classmethod
@@ -98,14 +101,16 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids of `text`, with BOS (and whatever else the tokenizer asks for) unless told otherwise.
 
-        Raises TokenizerError if the text is not valid unicode (a lone surrogate).
+        Raises TokenizerError if the text is not valid unicode (a lone surrogate), or its files do not fit each other.
         """
         try:
-            ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
-        except TypeError as error:
+            text.encode()
+        except UnicodeEncodeError as error:
             raise TokenizerError(
                 f"the text {text[:40]!r} cannot be encoded: it is not valid unicode; was it read with a wrong encoding?"
             ) from error
+        with guarded(f"the tokenizer of {self.source} cannot encode {text[:40]!r}"):
+            ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
         return [*self._missing_bos, *ids] if add_special_tokens else ids
 
     def has_two_starts(self, ids: Sequence[int]) -> bool:
@@ -113,8 +118,11 @@ class Tokenizer:
         return self._bos_id is not None and list(ids[:2]) == [self._bos_id] * 2
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of `ids`; ids outside of the vocabulary (padding rows of the embedding) give nothing."""
-        return self._core.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        """Text of `ids`; ids outside of the vocabulary (padding rows of the embedding) give nothing. Raises
+        TokenizerError where the tokenizer's files do not fit each other."""
+        with guarded(f"the tokenizer of {self.source} cannot decode"):
+            text: str = self._core.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
 
     def token_id(self, text: str) -> int | None:
         """Id of the token that is spelled exactly `text`, or None."""
@@ -248,7 +256,7 @@ class Tokenizer:
         if self._bos_id is None or self.settings.get("add_bos_token") is not True:
             return []
         # Of an empty text only what the post-processor adds is left, so a BOS that is text is not taken for it.
-        return [] if self._bos_id in self._core.encode("").ids else [self._bos_id]
+        return [] if self._bos_id in self.encode("") else [self._bos_id]
 
 
 def _special_texts(core: tokenizers.Tokenizer) -> set[str]:
@@ -275,8 +283,10 @@ def _load_core(directory: Path) -> tokenizers.Tokenizer:
     try:
         regular.check(path)
         return tokenizers.Tokenizer.from_file(str(path))
-    # The library raises nothing more exact than Exception.
-    except Exception as error:
+    # The library raises nothing more exact than Exception, and its panics are not even that.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
         what = recognise.what_is(path) or (
             f"cannot be read as a tokenizer: {error}; fetch the file again, or upgrade the tokenizers library "
             f"(installed: {tokenizers.__version__})"

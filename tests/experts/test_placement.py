@@ -212,3 +212,25 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
     with pytest.raises(OptionError, match="not UTF-8"):
         placement_file.read(tmp_path / "bytes.json", COUNTS, (CPU, GPU0))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"layers": ["1-3"] * 100_000, "experts": ["0-3"] * 100_000, "tier": "cpu"},
+        {"layers": 1, "experts": ["0-3"] * 100_000, "tier": "cpu"},
+    ],
+)
+def test_rules_that_name_everything_time_and_again_are_refused(rule: dict[str, Any], tmp_path: Path) -> None:
+    """A megabyte would be hours."""
+    with pytest.raises(OptionError, match="more than 16000 times; write each once"):
+        placement_file.read(write(tmp_path, {"version": 1, "default": "cpu", "rules": [rule]}), COUNTS, (CPU,))
+    again = {"layers": "all", "experts": "all", "tier": "cpu"}
+    with pytest.raises(OptionError, match=r"rules\[\d+\]"):
+        placement_file.read(write(tmp_path, {"version": 1, "default": "cpu", "rules": [again] * 9999}), COUNTS, (CPU,))
+
+
+def test_a_number_of_thousands_of_digits(tmp_path: Path) -> None:
+    data = {"version": 1, "default": "cpu", "rules": [{"layers": "1" * 5000, "tier": "cpu"}]}
+    with pytest.raises(OptionError, match=r"rules\[0\]\.layers"):
+        placement_file.read(write(tmp_path, data), COUNTS, (CPU,))

@@ -50,9 +50,10 @@ def number(value: int, width: int) -> Piece:
 class GgufPieces:
     """A small Qwen3-MoE with a tokenizer as pieces of a GGUF file."""
 
-    def __init__(self, version: int = 3, more: Sequence[tuple[str, Any]] = ()) -> None:
+    def __init__(self, version: int = 3, more: Sequence[tuple[str, Any]] = (), kind: str = "gpt2") -> None:
         self.width = 4 if version == 1 else 8
-        pairs = [*metadata_of(SIZES).items(), *TOKENIZER, *more]
+        tokenizer = {**dict(TOKENIZER), "tokenizer.ggml.model": kind, **OF_KINDS.get(kind, {})}
+        pairs = [*metadata_of(SIZES).items(), *tokenizer.items(), *more]
         tensors = [(name, shape, 4 * _product(shape)) for name, shape in tensors_of(SIZES).items()]
         self.pieces = [Piece("text", b"GGUF"), number(version, 4), number(len(tensors), self.width)]
         self.pieces += [number(len(pairs), self.width)]
@@ -114,6 +115,10 @@ TOKENIZER: tuple[tuple[str, Any], ...] = (
     ("of.arrays", [[1, 2], [3]]),
     ("qwen3moe.rope.freq_base", 1e6),
 )
+OF_KINDS: dict[str, dict[str, Any]] = {
+    "t5": {"tokenizer.ggml.unknown_token_id": 0, "tokenizer.ggml.precompiled_charsmap": [0, 0, 0, 0, 0, 0, 0, 0]},
+    "llama": {"tokenizer.ggml.add_space_prefix": True},
+}
 
 
 def _product(shape: Sequence[int]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -13,8 +14,12 @@ from pathlib import Path
 import pytest
 
 from headrace import LLM
+from headrace.engine.placement import placement_file
+from headrace.engine.placement.placement import Tier
+from headrace.engine.traces import reader
 from headrace.errors import HeadraceError
 from headrace.loaders import regular
+from headrace.loaders.hub import local
 from headrace.loaders.hub.local import DEMO_DIRECTORY
 from headrace.loaders.tokens.tokenizer import Tokenizer
 
@@ -101,3 +106,34 @@ def test_a_small_file_takes_a_small_buffer(tmp_path: Path) -> None:
         assert tracemalloc.get_traced_memory()[1] < 4 * regular.PART
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["a**b.safetensors", "a" * 300, "x/" * 600 + "a", "\ud800", "a\0b", "a\nb"])
+def test_a_shard_by_a_name_that_no_file_has(name: str, model: Path) -> None:
+    """Looking for what lies beside it went by patterns, and by names that the system refuses."""
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    said = refusal(model)
+    assert "index" in said
+    assert "\n" not in said
+
+
+def test_a_pipe_for_a_trace_or_a_placement_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with within(30), pytest.raises(HeadraceError, match=r"pipe: it is no regular file|pipe: Invalid"):
+        reader.read(tmp_path / "pipe")
+    with within(30), pytest.raises(HeadraceError, match=r"pipe: it is no regular file|pipe: Invalid"):
+        placement_file.read(tmp_path / "pipe", [8], (Tier.CPU,))
+
+
+def test_a_cache_that_names_a_place_outside_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    (refs := tmp_path / "theirs" / "refs").mkdir(parents=True)
+    for place in (str(tmp_path / "mine"), "../../mine", "a/../../../mine", ".."):
+        (refs / "main").write_text(place)
+        assert local.model_in(tmp_path / "theirs") == tmp_path / "theirs"
+    (refs / "main").unlink()
+    os.mkfifo(refs / "main")
+    with within(30):
+        assert local.model_in(tmp_path / "theirs") == tmp_path / "theirs"

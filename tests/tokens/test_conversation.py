@@ -119,6 +119,15 @@ def test_reasoning_comes_by_many_names(sent: dict[str, Any], chatty: tokenizers.
     assert made(chatty, THOUGHT).render_chat(messages) == "[user]|a[assistant]hm|b"
 
 
+@pytest.mark.parametrize("depth", [9, 600, 900])
+def test_reasoning_within_reasoning_without_end_has_no_text(depth: int, chatty: tokenizers.Tokenizer) -> None:
+    nested: Any = "hm"
+    for level in range(depth):
+        nested = [nested] if level % 2 else {"text": nested}
+    messages = [{"role": "assistant", "content": "b", "reasoning": nested}]
+    assert made(chatty, THOUGHT).render_chat(messages) == "[assistant]|b"
+
+
 @pytest.mark.parametrize("key", ["thinking", "reasoning", "reasoning_content"])
 @pytest.mark.parametrize("reads", ["m.%s", "m['%s']", "m.get('%s')"])
 def test_reasoning_has_the_name_that_the_template_reads(key: str, reads: str, chatty: tokenizers.Tokenizer) -> None:

@@ -9,21 +9,30 @@ same with the vocabularies of Llama, Mixtral and Phi-3.
 
 from __future__ import annotations
 
+from typing import Any
+
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers
 
-from ....errors import TokenizerError
+from ....errors import TokenizerError, brief
+from ..library import guarded
 from .byte_level import SPACE
-from .vocabulary import AGAIN, NORMAL, Vocabulary
+from .vocabulary import AGAIN, NORMAL, PREFIX, Vocabulary
+
+CHARSMAP = f"{PREFIX}precompiled_charsmap"
+# Each token is cut everywhere, so that few long ones would take hours. The largest vocabularies have two million
+# characters, 64 in a token, and half a million pairs.
+LONGEST, MOST_CHARACTERS, MOST_MERGES = 1024, 1 << 24, 1 << 22
 
 
 def bpe(vocabulary: Vocabulary) -> Tokenizer:
     """The tokenizer without special tokens; raises TokenizerError where there are no scores."""
-    core = Tokenizer(
-        models.BPE(
-            vocabulary.ids, merges_of(vocabulary), unk_token=vocabulary.named("unknown"), fuse_unk=True,
-            byte_fallback=True,
-        )
-    )  # fmt: skip
+    with guarded(f"{vocabulary.source} has a vocabulary that cannot be used"):
+        core = Tokenizer(
+            models.BPE(
+                vocabulary.ids, merges_of(vocabulary), unk_token=vocabulary.named("unknown"), fuse_unk=True,
+                byte_fallback=True,
+            )
+        )  # fmt: skip
     spaced = vocabulary.flag("add_space_prefix", True)
     prefix = [normalizers.Prepend(SPACE)] if spaced else []
     core.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", SPACE)])
@@ -38,12 +47,17 @@ def merges_of(vocabulary: Vocabulary) -> list[tuple[str, str]]:
     ordered = sorted(
         (number for number, text in enumerate(vocabulary.texts) if text in usable), key=lambda n: -scores[n]
     )
-    merges = []
+    if (longest := max(map(len, usable), default=0)) > LONGEST or sum(map(len, usable)) > MOST_CHARACTERS:
+        raise TokenizerError(
+            f"{vocabulary.source} has tokens of {longest} characters, of {sum(map(len, usable))} in all: {LONGEST} and "
+            f"{MOST_CHARACTERS} are the most; {AGAIN}"
+        )
+    merges: list[tuple[str, str]] = []
     for number in ordered:
         text = vocabulary.texts[number]
-        for cut in range(1, len(text)):
-            if text[:cut] in usable and text[cut:] in usable:
-                merges.append((text[:cut], text[cut:]))
+        merges += [(text[:at], text[at:]) for at in range(1, len(text)) if text[:at] in usable and text[at:] in usable]
+        if len(merges) > MOST_MERGES:
+            raise TokenizerError(f"{vocabulary.source} has tokens of more than {MOST_MERGES} pairs of others: {AGAIN}")
     return merges
 
 
@@ -53,11 +67,12 @@ def unigram(vocabulary: Vocabulary) -> Tokenizer:
     if unknown is None:
         raise TokenizerError(f"{vocabulary.source} names no unknown token, which a unigram model needs: {AGAIN}")
     scored = list(zip(vocabulary.texts, map(float, _scores(vocabulary)), strict=True))
-    core = Tokenizer(models.Unigram(scored, vocabulary.ids[unknown], byte_fallback=False))
+    with guarded(f"{vocabulary.source} has a vocabulary that cannot be used"):
+        core = Tokenizer(models.Unigram(scored, vocabulary.ids[unknown], byte_fallback=False))
     spaced = vocabulary.flag("add_space_prefix", False)
     steps: list[normalizers.Normalizer] = []
-    if charsmap := vocabulary.metadata.get("tokenizer.ggml.precompiled_charsmap"):
-        steps.append(normalizers.Precompiled(bytes(byte % 256 for byte in charsmap)))
+    if charsmap := vocabulary.metadata.get(CHARSMAP):
+        steps.append(_of_charsmap(charsmap, vocabulary.source))
     if vocabulary.flag("remove_extra_whitespaces", False):
         steps += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
     if spaced:
@@ -65,6 +80,14 @@ def unigram(vocabulary: Vocabulary) -> Tokenizer:
     core.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", SPACE)])
     core.decoder = _decoder(spaced)
     return core
+
+
+def _of_charsmap(charsmap: Any, source: str) -> normalizers.Normalizer:
+    """What a file says of characters that are written in another way, as bytes, or numbers that may be below 0."""
+    if not isinstance(charsmap, list) or not all(isinstance(byte, int) for byte in charsmap):
+        raise TokenizerError(f"{source} has {brief(charsmap)} for {CHARSMAP}, an array of bytes is needed: {AGAIN}")
+    with guarded(f"{source} has a {CHARSMAP} that cannot be used"):
+        return normalizers.Precompiled(bytes(byte % 256 for byte in charsmap))
 
 
 def _decoder(spaced: bool) -> decoders.Decoder:

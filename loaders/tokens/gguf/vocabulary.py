@@ -93,6 +93,8 @@ def read(metadata: Mapping[str, Any], source: str) -> Vocabulary:
         first, second = next((seen[t], n) for n, t in enumerate(texts) if seen.setdefault(t, n) != n)
         raise TokenizerError(f"{source} has {brief(texts[first])} for the tokens {first} and {second}: {AGAIN}")
     kinds = _numbers(metadata, "token_type", len(texts), source)
+    if wrong := [kind for kind in kinds if not isinstance(kind, int)]:
+        raise TokenizerError(f"{source} has {brief(wrong[0])} in {PREFIX}token_type, a whole number is needed: {AGAIN}")
     scores = _numbers(metadata, "scores", len(texts), source)
     return Vocabulary(
         metadata=metadata, source=source, texts=texts, scores=scores,
