@@ -21,6 +21,7 @@ from .wire.usage import new_id
 
 LOCAL = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 LOCAL_ORIGIN = re.compile(rf"https?://{LOCAL.pattern}", re.IGNORECASE)
+DIGITS = 18  # of a number that a client states: as many say that it is too large
 OPEN_PATHS = ("/health", "/v1/health")
 PAGE_FILES = "/page/"  # code of the page, no data
 MOST_BODY, BODY_S = 32 << 20, 60.0  # bytes of a body, seconds until it is there
@@ -124,7 +125,7 @@ def same_origin(origin: str, host: str) -> bool:
 
 def int_of(text: str | None) -> int:
     """A length that a client states; 0 for none, or nonsense."""
-    return int(text) if text and text.isdecimal() else 0
+    return int(text[:DIGITS]) if text and text.isdecimal() else 0
 
 
 def too_large() -> ApiError:

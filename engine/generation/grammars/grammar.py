@@ -26,8 +26,10 @@ from ....loaders.tokens.dialects.forms.lark import BLANKS
 from ....loaders.tokens.dialects.lexer import is_tag
 from ....loaders.tokens.tokenizer import Tokenizer
 from ...config import SamplingParams
+from .long_stack import on_a_long_stack
 
 MOST_SCHEMA = 1 << 20  # characters
+MOST_GBNF = 1 << 15  # characters; what translates it takes time by the square of them
 log = logging.getLogger("headrace")
 _LARK = re.compile(r"^\s*\??start\s*(\[[^\]]*\])?\s*:", re.MULTILINE)
 MOST_KEPT = 32  # grammars that are compiled
@@ -63,7 +65,8 @@ class Grammar:
         if len(text) > MOST_SCHEMA:
             raise OptionError(f"the grammar has {len(text)} characters; give {MOST_SCHEMA} at most")
         self.text, self.waking = text, waking
-        is_error, messages = library().LLMatcher.validate_grammar_with_warnings(text)
+        matcher = library().LLMatcher
+        is_error, messages = on_a_long_stack(lambda: matcher.validate_grammar_with_warnings(text))
         if is_error:
             raise OptionError(f"the grammar cannot be used: {short(' '.join(messages), 200)}")
 
@@ -90,6 +93,8 @@ class Grammar:
         if "::=" in text:
             from llguidance.gbnf_to_lark import gbnf_to_lark
 
+            if len(text) > MOST_GBNF:
+                raise OptionError(f"the GBNF grammar has {len(text)} characters; give {MOST_GBNF} at most, or Lark")
             try:
                 text = gbnf_to_lark(text)
             except Exception as error:  # of a parser that promises no kind of error
@@ -163,7 +168,7 @@ class Vocabulary:
         """What follows a grammar from its beginning on. The grammar is compiled once, as long as it is among the last
         ones."""
         made = self.made()
-        found = self._among(self._matchers, grammar.text, lambda: library().LLMatcher(made, grammar.text, log_level=0))
+        found = self._among(self._matchers, grammar.text, lambda: _compiled(made, grammar.text))
         return found.deep_copy()
 
     def _among(self, last: OrderedDict[str, T], key: str, make: Callable[[], T]) -> T:
@@ -191,6 +196,10 @@ class Vocabulary:
         reasoning; openers: marks with which that may begin."""
         marks = [self.tokenizer.encode(one, add_special_tokens=False) for one in openers]
         return Constraint(self.matcher(grammar), self.ends, is_free, marks)
+
+
+def _compiled(vocabulary: Any, text: str) -> Any:
+    return on_a_long_stack(lambda: library().LLMatcher(vocabulary, text, log_level=0))
 
 
 def _with_marks(tokenizer: str) -> str:
