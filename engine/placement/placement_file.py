@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ...errors import OptionError
-from ...loaders import regular
 from .placement import Placement, Tier, nearest
 
 Place = TypeVar("Place")
@@ -57,7 +56,7 @@ def read_in_vram(path: Path, counts: Sequence[int]) -> Placement:
 def _json(path: Path) -> Any:
     """What a file holds. Raises OptionError."""
     try:
-        text = regular.text(path)
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise OptionError(f"cannot read the placement {path}: {reason}; name a JSON file") from error

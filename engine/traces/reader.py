@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError, brief
-from ...loaders import regular
 from .layout import BLOCK, DONE, LENGTH, LOST, MAGIC, MOST_HEADER, TOKENS, Columns, Header, unpack
 
 MOST_NUMBER = 1 << 62
@@ -79,7 +78,7 @@ def glance(path: Path) -> tuple[Header, int | None]:
 def _opened(path: Path) -> Iterator[IO[bytes]]:
     """Raises OptionError where it cannot be read."""
     try:
-        with regular.opened(Path(path)) as file:
+        with Path(path).open("rb") as file:
             yield file
     except OSError as error:
         raise OptionError(f"cannot read the trace {path}: {error.strerror}") from error

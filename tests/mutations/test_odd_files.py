@@ -14,11 +14,9 @@ from pathlib import Path
 import pytest
 
 from headrace import LLM
-from headrace.engine.placement import placement_file
-from headrace.engine.placement.placement import Tier
-from headrace.engine.traces import reader
+from headrace.engine.planning.inspection import text
 from headrace.errors import HeadraceError
-from headrace.loaders import regular
+from headrace.loaders import model_source, regular
 from headrace.loaders.hub import local
 from headrace.loaders.hub.local import DEMO_DIRECTORY
 from headrace.loaders.tokens.tokenizer import Tokenizer
@@ -118,12 +116,12 @@ def test_a_shard_by_a_name_that_no_file_has(name: str, model: Path) -> None:
     assert "\n" not in said
 
 
-def test_a_pipe_for_a_trace_or_a_placement_is_not_waited_for(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with within(30), pytest.raises(HeadraceError, match=r"pipe: it is no regular file|pipe: Invalid"):
-        reader.read(tmp_path / "pipe")
-    with within(30), pytest.raises(HeadraceError, match=r"pipe: it is no regular file|pipe: Invalid"):
-        placement_file.read(tmp_path / "pipe", [8], (Tier.CPU,))
+def test_ends_in_a_pipe_are_not_waited_for(model: Path) -> None:
+    """`headrace inspect` of a folder."""
+    (model / "generation_config.json").unlink()
+    os.mkfifo(model / "generation_config.json")
+    with within(30):
+        assert text._ends(model_source.find(str(model)), model)
 
 
 def test_a_cache_that_names_a_place_outside_is_not_followed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ....errors import HeadraceError
+from ....loaders import regular
 from ....loaders.families import read_eos
 from ....loaders.model_source import Source
 from ....loaders.tokens.tokenizer import Tokenizer
@@ -85,7 +86,7 @@ def _ends(source: Source, place: Path) -> tuple[int, ...]:
     """Ends of an answer by config.json and generation_config.json; what is damaged there a run says."""
     values = [source.config.get("eos_token_id")]
     with suppress(OSError, ValueError, AttributeError, RecursionError):
-        values.append(json.loads((place / "generation_config.json").read_text(encoding="utf-8")).get("eos_token_id"))
+        values.append(json.loads(regular.text(place / "generation_config.json")).get("eos_token_id"))
     return tuple(id for value in values for id in _ids(value))
 
 
