@@ -55,6 +55,7 @@ def bounded(seconds: float | None = None) -> Iterator[None]:
         with lock:
             state["over"] = True
         timer.cancel()
+        made.begin()  # it holds lists of the conversation
         if state["stopped"]:  # where the body was over by then, nothing may be raised behind it
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
 
