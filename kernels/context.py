@@ -32,6 +32,7 @@ ISA = _isa_to_use()  # asked for once: a process does not change its mind
 CORES = int(_cpu.default_threads())  # physical cores that this process may use
 PREFETCH = bool(_cpu.prefetch_helps())
 NEVER = 1 << 20  # tokens from which tiles are used where they are not
+ATTENTION = "attention"  # beside the formats in `Context.rounding`
 THREADS = limits.default_threads(CORES)  # as many as have a core, and time on it
 
 
@@ -97,7 +98,7 @@ class Context:
 
     @property
     def rounding(self) -> dict[str, str]:
-        """By format, in words, what of this CPU decides how a product with its weights is rounded, besides
+        """By format, and of attention, in words, what of this CPU decides how a product is rounded, besides
         `activations`: where two machines say the same of a format, the same kernels give its products the same bits.
         Tiles of AMX stand beside the dot products of AVX-512; AVX512-BF16, which has no table of its own, is in tiles,
         and in fp8 at any number of tokens."""
@@ -114,4 +115,5 @@ class Context:
                 kind = f"{dots} in int8 by {groups[name]}" if groups[name] else "AVX512-BF16"
             return f"{product}, tiles of {kind} from {tiles[name]} tokens"
 
-        return {name: told(name) for name in FORMATS}
+        attention = self.attention if self.has_bf16_attention else "float32"
+        return {name: told(name) for name in FORMATS} | {ATTENTION: f"products of {attention}"}

@@ -13,7 +13,7 @@ from typing import Any
 
 from ....errors import brief
 from ....kernels import Ops
-from ....kernels.context import NEVER, Context
+from ....kernels.context import ATTENTION, NEVER, Context
 from ....kernels.cpu import CpuOps
 from ....kernels.formats import FORMATS
 from ....kernels.isa import available_isas
@@ -30,7 +30,7 @@ LISTS = ("ignore_config_keys", "ignore_tensors")
 class Terms:
     """options: fields of `EngineConfig`. computing: of a `Context`, empty for kernels that have none. wire: the format
     of rows. limit: the most bytes of a request. rounding: of the coordinator's kernels, of each format that hosts
-    compute with; it stays there."""
+    compute with, and of attention where they attend; it stays there."""
 
     options: Mapping[str, Any]
     computing: Mapping[str, Any]
@@ -52,6 +52,8 @@ class Terms:
             computing = {"isa": context.isa, "activations": context.activations, "attention": context.attention}
             computing["tiles_from"] = tiles
             rounding = {name: context.rounding[name] for name in used}
+            if config.split_by == "layers":  # hosts of experts do not attend
+                rounding[ATTENTION] = context.rounding[ATTENTION]
         return cls(options=options, computing=computing, wire=WIRES[config.wire], limit=limit, rounding=rounding)
 
     def differing(self, said: object) -> list[str]:

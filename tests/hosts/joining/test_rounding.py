@@ -21,7 +21,7 @@ from headrace.engine.hosts.messages.frames import Kind
 from headrace.engine.hosts.messages.terms import Terms
 from headrace.kernels import FORMATS, load
 from headrace.kernels.cases.case import RandomSource
-from headrace.kernels.context import NEVER, Context
+from headrace.kernels.context import ATTENTION, NEVER, Context
 from headrace.kernels.isa import available_isas
 
 TERMS = Terms.of(EngineConfig(), load("cpu", Context()), 1 << 20, ["q4_0", "bf16"])
@@ -77,6 +77,16 @@ def test_tiles_that_the_coordinator_lacks_are_not_used() -> None:
     usual = Terms.of(EngineConfig(), load("cpu", best), 1 << 20, FORMATS)
     assert Terms.read(usual.as_json()).context(1).tile_tokens == best.tile_tokens
     assert bool(usual.differing(there.rounding)) == bool(best.tile_tokens)
+
+
+def test_other_products_of_attention_are_said_of_layers() -> None:
+    """Hosts of experts do not attend."""
+    context = Context()
+    theirs = {ATTENTION: "products of another kind"}
+    for split, count in (("layers", 1), ("experts", 0)):
+        terms = Terms.of(EngineConfig(hosts=1, split_by=split), load("cpu", context), 1 << 20)
+        assert len(terms.differing(theirs)) == count
+        assert not terms.differing(context.rounding)
 
 
 @pytest.mark.parametrize("activations", ["int8", "bf16"])
