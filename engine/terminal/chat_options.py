@@ -27,7 +27,13 @@ class ChatOptions:
     """interactive: a conversation. chat: each prompt is a question of its own. messages: a conversation so far, as
     clients of OpenAI's API send it, with tools and arguments of the template if it holds some."""
 
-    interactive: bool = option(False, COMMON, "", "chat, keeping the history; -n is -1 then", short="-i")
+    interactive: bool = option(
+        False,
+        COMMON,
+        "",
+        "chat, keeping the history; without -n an answer may take half of the context left",
+        short="-i",
+    )
     chat: bool = option(False, COMMON, "", "put the prompt into the model's chat template")
     system: str | None = option(None, COMMON, "TEXT", "system message of a chat")
     messages: Path | None = option(None, CHAT, "FILE", "conversation so far: JSON, as OpenAI's API has it")
