@@ -75,6 +75,16 @@ def test_every_room_is_on_a_floor() -> None:
         assert there - {"__init__"} <= set(line.split()), top
 
 
+def test_the_tree_in_the_docs_has_every_room_on_its_floor() -> None:
+    tree = (ROOT / "docs" / "architecture.md").read_text().split("```\n")[1]
+    for top, line in ROOMS.items():
+        rows = tree.split(f"\n{top}/\n")[1].split("\n")
+        rows = rows[: next(i for i, row in enumerate(rows) if not row.startswith("  "))]
+        names = [name for row in rows for name in re.match(r"  ([\w./]+(?:, [\w./]+)*)", row)[1].split(", ")]
+        rooms = [name.removesuffix("/").removesuffix(".py") for name in names]
+        assert rooms == [room for room in reversed(line.split()) if room != "_cpu"]
+
+
 def test_folders_are_taken_in_at_a_glance() -> None:
     """A dozen files at most; families are a list."""
     for folder in ("engine", "loaders", "kernels", "tests"):

@@ -1,9 +1,8 @@
 """`Architecture`: what a checkpoint consists of, as counts: every tensor by group and layer, and what a token caches.
 
-The planner needs no more than this, and a config.json gives it for every family of `architectures/`, also for those
-that the engine cannot run yet. For a family that runs it is derived from its `ModelSpec` (`of_spec`): the spec says
-how a model computes, the architecture what it weighs, and the two cannot disagree. Sizes are counts of elements;
-nothing here knows a format, a file or a device, and nothing imports torch.
+The planner needs no more than this. Of a family that runs it is derived from its `ModelSpec` (`of_spec`): the spec says
+how a model computes, the architecture what it weighs, and the two cannot disagree. For others a config.json gives it
+too. Sizes are counts of elements; nothing here knows a format, a file or a device, and nothing imports torch.
 """
 
 from __future__ import annotations

@@ -1,15 +1,13 @@
-"""The architecture, for sizes and FLOPs, of a model that the engine runs: of its spec, or of the sizes in its config.
+"""The architecture, for sizes and FLOPs, of the spec of a model.
 
 A spec has everything that a run computes with; a plan needs the sizes alone, and a config whose other settings nobody
-can run has these too. That both say the same is held by a test.
+can run has these too (`readers.py`).
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from ..families.config_reader import ConfigReader
-from ..families.family import Family, Key
 from ..spec import (
     AttentionSpec,
     BankedStreamsSpec,
@@ -25,27 +23,7 @@ from ..spec import (
     SpaceSpec,
     StreamsSpec,
 )
-from .architecture import Architecture, Experts, Group, Layer, Mixer, Part, mlp, router, vector
-from .common import (
-    alternate,
-    decoder,
-    dense,
-    dense_by_step,
-    fitting,
-    flag,
-    gated_connection,
-    grams_parts,
-    head_dim,
-    hyper_connections,
-    kv_heads,
-    last_connection,
-    latent_projections,
-    layer_count,
-    routed,
-    tables_of_experts,
-    weighted_end,
-)
-from .common import sparse as sparse_feed
+from .architecture import Architecture, Experts, Group, Layer, Mixer, Part, matrix, mlp, router, vector
 from .mixers import Indexer, compressed, gated_deltanet, gqa, kimi_delta, mamba2, mla, short_conv, with_blocks
 
 
@@ -55,11 +33,11 @@ def of_spec(spec: ModelSpec) -> Architecture:
     biases = (vector(spec.hidden),) * spec.layernorms + (vector(spec.vocab),) * spec.head_bias
     biases += (vector(spec.learned_turns),) if spec.learned_turns else ()
     if isinstance(spec.streams, GatedStreamsSpec):
-        biases += last_connection(spec.hidden, spec.streams.count, spec.streams.rank)
+        biases += _last_connection(spec.hidden, spec.streams.count, spec.streams.rank)
     if isinstance(spec.streams, BankedStreamsSpec):
-        biases += fitting(spec.hidden, spec.streams.joined)
+        biases += _fitting(spec.hidden, spec.streams.joined)
     elif isinstance(spec.streams, StreamsSpec) and spec.streams.weighted_end:
-        biases += weighted_end(spec.hidden, spec.streams.count)
+        biases += _weighted_end(spec.hidden, spec.streams.count)
     tables = sum(isinstance(one.ffn, MoeSpec) and one.ffn.by_token for one in spec.layers)
     return Architecture(
         family=spec.family,
@@ -71,7 +49,7 @@ def of_spec(spec: ModelSpec) -> Architecture:
         extra=biases,
         lookup=(
             *(Part("tables", one.grams.rows, one.grams.row) for one in spec.layers if one.grams),
-            *tables_of_experts(tables, spec.vocab, spec.moe.top_k if tables else 0),
+            *_tables_of_experts(tables, spec.vocab, spec.moe.top_k if tables else 0),
         ),
     )
 
@@ -97,7 +75,7 @@ def _layer(spec: ModelSpec, layer: LayerSpec) -> Layer:
     routing = router(hidden, ffn.experts, ffn.choice_bias)
     routing += (vector(ffn.experts, "router"),) if ffn.router_bias else ()
     bias = 2 * ffn.width + hidden if ffn.expert_bias else 0
-    around = latent_projections(hidden, ffn.latent, ffn.latent_norm) if ffn.latent else ()
+    around = _latent_projections(hidden, ffn.latent, ffn.latent_norm) if ffn.latent else ()
     within = ffn.latent or hidden
     experts = Experts(count=ffn.experts, top_k=ffn.top_k, hidden=within, width=ffn.width, matrices=matrices, bias=bias)
     return Layer(mixer=mixer, parts=(*own, *routing, *shared, *gate, *around, *norms), experts=experts)
@@ -108,13 +86,13 @@ def _of_streams(spec: ModelSpec, layer: LayerSpec, norms: tuple[Part, ...]) -> t
     if spec.streams is None:
         return norms
     if isinstance(spec.streams, StreamsSpec):
-        return norms + hyper_connections(spec.hidden, spec.streams.count) * 2
+        return norms + _hyper_connections(spec.hidden, spec.streams.count) * 2
     if isinstance(spec.streams, BankedStreamsSpec):
-        return norms + fitting(spec.hidden, spec.streams.joined) * 2
-    found = gated_connection(spec.hidden, spec.streams.count, spec.streams.rank) * 2
+        return norms + _fitting(spec.hidden, spec.streams.joined) * 2
+    found = _gated_connection(spec.hidden, spec.streams.count, spec.streams.rank) * 2
     if layer.grams is None:
         return found
-    return found + grams_parts(spec.hidden, spec.streams.count, layer.grams.width, layer.grams.taps)
+    return found + _grams_parts(spec.hidden, spec.streams.count, layer.grams.width, layer.grams.taps)
 
 
 def _mixer(hidden: int, it: MixerSpec) -> Mixer:
@@ -152,25 +130,48 @@ def _mixer(hidden: int, it: MixerSpec) -> Mixer:
     return gated_deltanet(hidden, it.k_heads, it.v_heads, it.k_dim, it.v_dim, it.taps)
 
 
-def of_family(family: Family, c: ConfigReader) -> Architecture:
-    """The architecture that a config of `family` says; reads sizes, and the flags that decide which tensors there are.
-    Raises ConfigError for sizes that are missing or impossible."""
+# What layers, and the end of a decoder, have besides
 
-    def has(value: bool | Key) -> bool:
-        return flag(c, value.name, bool(value.default)) if isinstance(value, Key) else value
 
-    count = layer_count(c)
-    mixer = gqa(
-        c.integer("hidden_size"), c.integer("num_attention_heads"), kv_heads(c), head_dim(c),
-        qkv_bias=has(family.qkv_bias), output_bias=has(family.output_bias), qk_norm=family.qk_norm,
-    )  # fmt: skip
-    feed = sparse_feed(
-        c,
-        routed(c, count=family.experts, width=family.expert_width),
-        shared=c.integer(family.shared_width) if family.shared_width else 0,
-        shared_gate=family.shared_gate,
-    )
-    dense_at = dense_by_step(c) if family.dense_width else set()
-    between = dense(c, family.dense_width) if family.dense_width and dense_at else feed
-    c.seen.update(filter(None, (family.dense_width,)))
-    return decoder(c, [mixer] * count, alternate(count, dense_at, between, feed), tied=has(family.tied_head))
+def _hyper_connections(hidden: int, streams: int) -> tuple[Part, ...]:
+    """mHC: the mixing of `streams` residual streams before and after one part of a layer."""
+    rows = (2 + streams) * streams
+    return (Part("norms", rows, streams * hidden, plain=True), vector(rows + 3))
+
+
+def _weighted_end(hidden: int, streams: int) -> tuple[Part, ...]:
+    """What weighs streams behind the last layer."""
+    return (Part("norms", streams, streams * hidden, plain=True), vector(streams + 1))
+
+
+def _tables_of_experts(layers: int, vocab: int, top_k: int) -> tuple[Part, ...]:
+    """Of so many layers what says which experts a token has."""
+    return (Part("tables", layers * vocab, top_k, plain=True),) if layers else ()
+
+
+def _gated_connection(hidden: int, streams: int, rank: int) -> tuple[Part, ...]:
+    """Gated streams before one part of a layer, their norm with them."""
+    wide = streams * hidden
+    low = Part("norms", rank, wide, plain=True), Part("norms", wide, rank, plain=True)
+    return (vector(wide), *low, Part("norms", streams, wide, plain=True))
+
+
+def _last_connection(hidden: int, streams: int, rank: int) -> tuple[Part, ...]:
+    """Behind the last layer, less the norm that every model has there."""
+    return (vector((streams - 1) * hidden), *_gated_connection(hidden, streams, rank)[1:3])
+
+
+def _fitting(hidden: int, joined: bool = False) -> tuple[Part, ...]:
+    """What states of a residual stream that is kept fit to; joined: its norm is in it."""
+    return (vector(hidden if joined else 2 * hidden),)
+
+
+def _latent_projections(hidden: int, latent: int, norm: bool = False) -> tuple[Part, ...]:
+    """Around routed experts that work on a narrower latent."""
+    return (Part("shared", latent, hidden), Part("shared", hidden, latent)) + ((vector(latent),) if norm else ())
+
+
+def _grams_parts(hidden: int, streams: int, width: int, taps: int) -> tuple[Part, ...]:
+    """What is made of a table's rows for runs of tokens."""
+    wide = streams * hidden
+    return (matrix(wide, width), matrix(hidden, width), vector(wide * (3 + taps)))

@@ -1,70 +1,36 @@
 """What a config.json says about size, for every family that can be planned: `read` gives its `Architecture`.
 
-A family that the engine runs is read by its own literal in `families/`, the others have a reader here, and a family
-that nobody knows is read by the names that sizes usually have (`by_name/`). Each needs the keys that decide on sizes
-and no more: no other key stops a plan. Nothing here imports torch.
+A family that the engine runs is read by its own literal in `families/`, as for a run, and its architecture is that of
+the spec; a family that nobody knows is read by the names that sizes usually have (`by_name/`). Keys that decide on
+sizes are needed, and no more: no other key stops a plan. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...errors import ConfigError, short
-from ..families import FAMILIES, named, read_spec
+from ..families import FAMILIES, Family, named, read_spec
 from ..families.config_reader import ConfigReader
-from . import grouped, hybrid, latent
 from .architecture import Architecture
 from .by_name import unknown_family
 from .by_name.size_keys import may_change_sizes
 from .by_name.text_part import text_part
-from .common import Read
-from .of_spec import of_family
+from .context import NO_LIMIT, context_length
+from .of_spec import of_spec
 
-READERS: dict[str, Read] = {
-    "bailing_hybrid": hybrid.bailing_hybrid,
-    "deepseek_v2": latent.deepseek,
-    "deepseek_v3": latent.deepseek,
-    "deepseek_v32": latent.deepseek_v32,
-    "deepseek_v4": latent.deepseek_v4,
-    "dots1": grouped.dots1,
-    "ernie4_5_moe": grouped.ernie4_5_moe,
-    "exaone_moe": grouped.exaone_moe,
-    "gemma4": grouped.gemma4,
-    "glm4_moe": grouped.glm4_moe,
-    "glm4_moe_lite": latent.deepseek,
-    "glm5_next": hybrid.glm5_next,
-    "glm_moe_dsa": latent.glm_moe_dsa,
-    "gpt_oss": grouped.gpt_oss,
-    "granitemoehybrid": hybrid.granitemoehybrid,
-    "granitemoeshared": grouped.granitemoeshared,
-    "hunyuan_v1_moe": grouped.hunyuan_v1_moe,
-    "hy_v3": grouped.hy_v3,
-    "kimi_k2": latent.deepseek,
-    "kimi_k3": hybrid.kimi_k3,
-    "kimi_linear": hybrid.kimi_linear,
-    "laguna": grouped.laguna,
-    "lfm2_moe": hybrid.lfm2_moe,
-    "llama4": grouped.llama4,
-    "mimo_v2_flash": grouped.mimo_v2_flash,
-    "minimax_m2": grouped.minimax_m2,
-    "minimax_m3_vl": grouped.minimax_m3,
-    "mistral4": latent.deepseek,
-    "mistral_large4": latent.mistral_large4,
-    "nemotron_h": hybrid.nemotron_h,
-    "phimoe": grouped.phimoe,
-    "qwen3_5_moe": hybrid.qwen_next,
-    "qwen3_next": hybrid.qwen_next,
-    "qwen4_exp": hybrid.qwen4_exp,
-    "solar_open": grouped.solar_open,
-    "step3p5": grouped.step3p5,
-    "step3p7": grouped.step3p5,
-}
 ALIASES = {"glm5_next": "glm5_next", "minimax_m3": "minimax_m3_vl"}
 # Words of a model_type that say which part of a model with several inputs a config is of, and a "v" behind a number.
 PART_OF = re.compile(r"_(?:text|vl|omni|vision|audio|thinker|mm)(?=_|$)|(?<=\d)v(?=_|$)")
+# What a plan takes for whole numbers that are missing or impossible: sizes do not depend on them, or all models have
+# these. A family may have more (`Family.planned`).
+ASSUMED = {
+    "decoder_sparse_step": 1, "n_group": 1, "num_expert_group": 1, "topk_group": 1, "hc_mult": 4,
+    "hc_sinkhorn_iters": 1,
+}  # fmt: skip
 MOST_SAID = 240  # characters of an objection: a value may be a list of every module
 
 
@@ -85,19 +51,58 @@ class LenientReader(ConfigReader):
     def __init__(self, values: dict[str, Any], source: str) -> None:
         super().__init__(values, source)
         self.objections: list[str] = []
+        self.has_stopped = False
+        self.assumed: dict[str, Any] = dict(ASSUMED)
 
     def get(self, *names: str) -> Any:
         return _by_value(super().get(*names))
 
+    def require(self, *names: str) -> Any:
+        try:
+            return super().require(*names)
+        except ConfigError as error:
+            return self._assumed(error, names)
+
+    def integer(self, *names: str, maximum: int = 2**48) -> int:
+        try:
+            return super().integer(*names, maximum=maximum)
+        except ConfigError as error:
+            return int(self._assumed(error, names))
+
+    def _assumed(self, error: ConfigError, names: tuple[str, ...]) -> Any:
+        """What a plan takes for a value that is missing or impossible; raises the error where sizes depend on it."""
+        if known := [self.assumed[name] for name in names if name in self.assumed]:
+            self.stop(error)
+            return known[0]
+        raise error
+
+    def number(self, *names: str) -> float:
+        """A setting; sizes are whole numbers."""
+        try:
+            return super().number(*names)
+        except ConfigError as error:
+            self.stop(error)
+            return 1.0
+
     def flag(self, *names: str) -> bool:
-        value = self.require(*names)
-        return bool(value) if value in (0, 1) else super().flag(*names)
+        try:
+            value = self.require(*names)
+            return bool(value) if value in (0, 1) else super().flag(*names)
+        except ConfigError as error:
+            self.stop(error)
+            return False
 
     def refuse(self, error: ConfigError) -> None:
         """Notes what would stop a run."""
-        self.objections.append(short(str(error).removeprefix(f"{self.source}: "), MOST_SAID))
+        if not self.has_stopped:
+            self.objections.append(short(str(error).removeprefix(f"{self.source}: "), MOST_SAID))
 
-    def limited(self, context: int, window: int, name: str) -> int:
+    def stop(self, error: ConfigError) -> None:
+        """Notes that a value is missing: what is said against those that follow may be a consequence of it."""
+        self.refuse(error)
+        self.has_stopped = True
+
+    def limited(self, context: int, name: str) -> int:
         """The context as it is: a plan counts no scores."""
         return context
 
@@ -130,17 +135,13 @@ def read(values: dict[str, Any], source: str, dense: bool = False) -> Described:
     if by_class:
         notes += (f"model_type '{config.get('model_type')}' is not known: planned as {family}, which its class says",)
     try:
-        if family in READERS:
-            architecture = READERS[family](config)
-        elif family in FAMILIES:
-            architecture = of_family(FAMILIES[family], config)
+        if family in FAMILIES:
+            architecture = _of_family(FAMILIES[family], config)
         else:
             architecture = unknown_family.read(config, _nearest(family), dense)
             notes += (
                 f"model_type '{family}' is not known: planned by the usual names of sizes, as {_outline(architecture)}",
             )
-        if family in FAMILIES:
-            _object_to_a_run(family, config)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise ConfigError(
             f"{source}: a value is not of the kind that {family} has there ({type(error).__name__}: {error}); "
@@ -154,15 +155,12 @@ def read(values: dict[str, Any], source: str, dense: bool = False) -> Described:
     )
 
 
-def _object_to_a_run(family: str, config: LenientReader) -> None:
-    """Reads everything that a run needs, and notes what it has against it."""
-    whole = LenientReader(config.values, config.source)
-    try:
-        read_spec(FAMILIES[family], whole)
-    except ConfigError as error:
-        whole.refuse(error)
-    config.objections += whole.objections
-    config.seen |= whole.seen
+def _of_family(family: Family, config: LenientReader) -> Architecture:
+    """What the spec of a config weighs; of values that a run demands and sizes do not depend on, any will do."""
+    name = str(config.get("model_type"))
+    config.assumed = {**config.assumed, family.context: NO_LIMIT, **family.planned}
+    found = of_spec(read_spec(family, config))
+    return replace(found, family=name, context=context_length(config))
 
 
 def _outline(model: Architecture) -> str:
@@ -184,11 +182,11 @@ def _family(config: ConfigReader) -> tuple[str, bool]:
     name = str(config.get("model_type") or snake or config.require("model_type"))
     bare = PART_OF.sub("", name)
     for candidate in (name, name.removesuffix("_text"), bare, ALIASES.get(bare, ""), snake):
-        if candidate in FAMILIES or candidate in READERS:
+        if candidate in FAMILIES:
             return candidate, candidate == snake != bare
     return name, False
 
 
 def _nearest(name: str) -> str:
-    near = difflib.get_close_matches(name, sorted({*FAMILIES, *READERS}), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, sorted(FAMILIES), n=3, cutoff=0.5)
     return f" (nearest: {', '.join(near)})" if near else ""

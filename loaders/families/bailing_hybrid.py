@@ -10,6 +10,7 @@ BAILING_HYBRID = replace(
     KIMI_LINEAR,
     model_type="bailing_hybrid",
     architecture="BailingHybridForCausalLM",
+    planned={"kda_lower_bound": -5.0},
     bounded_decay=True,
     unused=("mtp_loss_scaling_factor",),
     tensors=TensorNames(

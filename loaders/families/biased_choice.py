@@ -43,6 +43,7 @@ HY_V3 = replace(
     GLM4_MOE,
     model_type="hy_v3",
     architecture="HYV3ForCausalLM",
+    planned={"first_k_dense_replace": 1},
     experts=("num_experts", "num_local_experts"),
     shared_experts="num_shared_experts",
     grouped_choice=False,

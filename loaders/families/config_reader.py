@@ -138,8 +138,9 @@ class ConfigReader:
             f"{self.source}: {name} is {short(json.dumps(value, default=str), 60)}, supported is {wanted}; {remedy}"
         )
 
-    def limited(self, context: int, window: int, name: str) -> int:
-        """The context of a model whose attention would be another one past `window` tokens, as the key says."""
+    def limited(self, context: int, name: str) -> int:
+        """The context of a model whose attention would be another one past the tokens that the key says."""
+        window = self.integer(name)
         if window >= context:
             return context
         self.notes.append(

@@ -58,6 +58,7 @@ GLM_MOE_DSA = replace(
     DEEPSEEK_V32,
     model_type="glm_moe_dsa",
     architecture="GlmMoeDsaForCausalLM",
+    planned={"first_k_dense_replace": 3},
     index_neighbours=True,
     index_shared=True,
     unused=("index_share_for_mtp_iteration", "dsa_indexer_loss_coeff"),

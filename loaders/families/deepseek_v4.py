@@ -104,7 +104,7 @@ def mixers(config: ConfigReader, count: int) -> list[CompressedSpec]:
     turned = other.rotary_dim
     dim = config.integer("index_head_dim")
     if dim < turned:
-        raise config.bad("index_head_dim", dim, f"at least the {turned} dims that are turned")
+        config.refuse(config.bad("index_head_dim", dim, f"at least the {turned} dims that are turned"))
     indexer = EntryIndexerSpec(heads=config.integer("index_n_heads"), dim=dim, top=config.integer("index_topk"))
     plain = CompressedSpec(
         heads=heads, head_dim=size, q_rank=config.integer("q_lora_rank"), groups=groups,

@@ -229,6 +229,10 @@ class TensorNames:
     mtp_norm: str = "shared_head.norm.weight"
 
 
+# Of experts whose gate and up are one tensor, all experts of a layer in one.
+FUSED = TensorNames(
+    expert_gate=None, expert_up=None, fused_gate_up="mlp.experts.gate_up_proj", expert_down="mlp.experts.down_proj"
+)
 MixerKind = Literal["attention", "latent", "delta", "latent and delta", "compressed", "conv", "state space"]
 
 
@@ -346,4 +350,5 @@ class Family:
     mtp_windowed: bool = False  # they attend over the window
     mtp_before_norm: bool = False  # they go on from states in front of the final norm
     implied: Mapping[str, Collection[Any]] = field(default_factory=dict)  # keys, and the values that are computed with
+    planned: Mapping[str, Any] = field(default_factory=dict)  # what a plan takes for keys that are left out
     tensors: TensorNames = TensorNames()

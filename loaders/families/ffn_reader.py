@@ -28,7 +28,9 @@ def read_ffns(family: Family, config: ConfigReader, count: int) -> list[FfnSpec]
         return [replace(moe, by_token=one, choice_bias=not one) for one in tables]
     has_experts = _read_layers(family, config, count)
     if not any(has_experts):
-        raise ConfigError(f"{config.source}: none of the {count} layers has experts: the engine runs models that do")
+        config.refuse(
+            ConfigError(f"{config.source}: none of the {count} layers has experts: the engine runs models that do")
+        )
     if all(has_experts):
         if family.dense_width:
             config.seen.add(family.dense_width)
@@ -102,11 +104,11 @@ def _with_groups(family: Family, config: ConfigReader, moe: MoeSpec) -> MoeSpec:
     groups = 1 if config.get(family.groups) is None else config.integer(family.groups)
     open_groups = 1 if config.get("topk_group") is None else config.integer("topk_group")
     if moe.experts % groups:
-        raise config.bad(family.groups, groups, f"a divisor of the {moe.experts} experts")
-    if not open_groups <= groups:
-        raise config.bad("topk_group", open_groups, f"at most the {groups} groups there are")
-    if moe.top_k > open_groups * (moe.experts // groups):
-        raise config.bad("topk_group", open_groups, f"enough groups for {moe.top_k} experts")
+        config.refuse(config.bad(family.groups, groups, f"a divisor of the {moe.experts} experts"))
+    elif not open_groups <= groups:
+        config.refuse(config.bad("topk_group", open_groups, f"at most the {groups} groups there are"))
+    elif moe.top_k > open_groups * (moe.experts // groups):
+        config.refuse(config.bad("topk_group", open_groups, f"enough groups for {moe.top_k} experts"))
     return replace(moe, groups=groups, top_groups=open_groups, group_score=family.group_score)
 
 

@@ -1,12 +1,15 @@
 """gpt-oss: 20b and 120b. Every other layer sees a window, heads have sinks, everything has biases; of each pair of an
 expert's rows the first is gate, the second up."""
 
+from dataclasses import replace
+
 from ...kernels.recipes import Activation
-from .family import Family, Key, TensorNames
+from .family import FUSED, Family, Key
 
 GPT_OSS = Family(
     model_type="gpt_oss",
     architecture="GptOssForCausalLM",
+    planned={"attention_bias": True},
     experts=("num_local_experts",),
     expert_width="intermediate_size",
     scoring="softmax_topk",
@@ -20,12 +23,9 @@ GPT_OSS = Family(
     output_bias=Key("attention_bias"),
     windowed=True,
     sinks=True,
-    tensors=TensorNames(
+    tensors=replace(
+        FUSED,
         router="mlp.router.weight",
-        expert_gate=None,
-        expert_up=None,
-        fused_gate_up="mlp.experts.gate_up_proj",
-        expert_down="mlp.experts.down_proj",
         experts_turned=True,
         gate_up_in_turns=True,
         fused_gate_up_bias="mlp.experts.gate_up_proj_bias",

@@ -42,6 +42,7 @@ GRANITEMOEHYBRID = replace(
     GRANITEMOESHARED,
     model_type="granitemoehybrid",
     architecture="GraniteMoeHybridForCausalLM",
+    planned={"tie_word_embeddings": True},
     mixer="state space",
     rotates="position_embedding_type",
     implied={"normalization_function": ("rmsnorm", None), "position_embedding_type": ("nope", "rope", None)},

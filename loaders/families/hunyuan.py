@@ -14,6 +14,7 @@ HUNYUAN_V1_MOE = Family(
     qkv_bias=Key("attention_bias"),
     output_bias=Key("attention_bias"),
     qk_norm="head",
+    qk_norm_if=Key("use_qk_norm", True),
     norms_last=True,
     by_layer=("moe_topk", "num_shared_expert", "moe_intermediate_size", "num_experts"),
     implied={

@@ -31,7 +31,7 @@ def _read(family: Family, config: ConfigReader, latent: LatentSpec) -> IndexerSp
     config.only("indexer_rope_interleave", (family.index_neighbours, None))
     dim = config.integer("index_head_dim")
     if dim < latent.rope_dim:
-        raise config.bad("index_head_dim", dim, f"at least the {latent.rope_dim} dims that are rotated")
+        config.refuse(config.bad("index_head_dim", dim, f"at least the {latent.rope_dim} dims that are rotated"))
     return IndexerSpec(
         heads=config.integer("index_n_heads"),
         dim=dim,

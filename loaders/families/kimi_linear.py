@@ -4,7 +4,8 @@ DeepSeek-V3's."""
 from dataclasses import replace
 
 from .deepseek import DEEPSEEK_V3
-from .family import DeltaNames, Key, TensorNames
+from .family import DeltaNames, Key
+from .mixtral import BLOCK_SPARSE
 
 # Of delta rules with decays by key.
 KEY_DELTA = DeltaNames(
@@ -22,6 +23,7 @@ KIMI_LINEAR = replace(
     DEEPSEEK_V3,
     model_type="kimi_linear",
     architecture="KimiLinearForCausalLM",
+    planned={"first_k_dense_replace": 1},
     mixer="latent and delta",
     context="model_max_length",
     experts=("num_experts", "num_local_experts"),
@@ -30,12 +32,9 @@ KIMI_LINEAR = replace(
     renormalise=Key("moe_renormalize"),
     groups="num_expert_group",
     unused=("use_grouped_topk",),
-    tensors=TensorNames(
-        router="block_sparse_moe.gate.weight",
+    tensors=replace(
+        BLOCK_SPARSE,
         choice_bias="block_sparse_moe.gate.e_score_correction_bias",
-        expert_gate="block_sparse_moe.experts.{e}.w1.weight",
-        expert_up="block_sparse_moe.experts.{e}.w3.weight",
-        expert_down="block_sparse_moe.experts.{e}.w2.weight",
         shared_gate="block_sparse_moe.shared_experts.gate_proj.weight",
         shared_up="block_sparse_moe.shared_experts.up_proj.weight",
         shared_down="block_sparse_moe.shared_experts.down_proj.weight",

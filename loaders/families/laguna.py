@@ -7,6 +7,7 @@ from .family import Key, TensorNames
 LAGUNA = BIASED_CHOICE(
     model_type="laguna",
     architecture="LagunaForCausalLM",
+    planned={"first_k_dense_replace": 1},
     experts=("num_experts", "num_local_experts"),
     shared_width="shared_expert_intermediate_size",
     grouped_choice=False,

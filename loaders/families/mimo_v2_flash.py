@@ -51,6 +51,7 @@ def todays(config: ConfigReader) -> dict[str, Any]:
 MIMO_V2_FLASH = BIASED_CHOICE(
     model_type="mimo_v2_flash",
     architecture="MiMoV2FlashForCausalLM",
+    planned={"first_k_dense_replace": 1},
     experts=("n_routed_experts", "num_local_experts"),
     windowed=True,
     by_kind=True,

@@ -1,6 +1,9 @@
 """MiniMax-M2, M2.1, M2.5, M2.7. Queries and keys are normalised over their full width, and rotated in part."""
 
-from .family import Family, TensorNames
+from dataclasses import replace
+
+from .family import Family
+from .mixtral import BLOCK_SPARSE
 
 MINIMAX_M2 = Family(
     model_type="minimax_m2",
@@ -19,11 +22,5 @@ MINIMAX_M2 = Family(
         "shared_intermediate_size": (0, None),
     },
     unused=("mlp_intermediate_size", "shared_moe_mode"),  # of dense layers and a shared expert, which there are not
-    tensors=TensorNames(
-        router="block_sparse_moe.gate.weight",
-        choice_bias="block_sparse_moe.e_score_correction_bias",
-        expert_gate="block_sparse_moe.experts.{e}.w1.weight",
-        expert_up="block_sparse_moe.experts.{e}.w3.weight",
-        expert_down="block_sparse_moe.experts.{e}.w2.weight",
-    ),
+    tensors=replace(BLOCK_SPARSE, choice_bias="block_sparse_moe.e_score_correction_bias"),
 )

@@ -9,7 +9,8 @@ from ...kernels.recipes import Activation
 from ..spec import AttentionSpec, BlockIndexerSpec, MixerSpec
 from .by_kind import without
 from .config_reader import ConfigReader
-from .family import Family, Key, TensorNames
+from .family import Family, Key
+from .mixtral import BLOCK_SPARSE
 from .window import FULL
 
 SPARSE = "minimax_m3_sparse"
@@ -53,7 +54,9 @@ def _read(config: ConfigReader, attention: AttentionSpec) -> BlockIndexerSpec:
     if heads != attention.kv_heads:
         raise config.bad("index_n_heads", heads, f"the {attention.kv_heads} heads of keys")
     if dim < attention.rope.rotary_dim:
-        raise config.bad("index_head_dim", dim, f"at least the {attention.rope.rotary_dim} dims that are rotated")
+        config.refuse(
+            config.bad("index_head_dim", dim, f"at least the {attention.rope.rotary_dim} dims that are rotated")
+        )
     top, local = config.integer("index_topk_blocks"), config.integer("index_local_blocks")
     if local > top:
         raise config.bad("index_local_blocks", local, f"at most index_topk_blocks = {top}")
@@ -66,6 +69,7 @@ def _read(config: ConfigReader, attention: AttentionSpec) -> BlockIndexerSpec:
 MINIMAX_M3 = Family(
     model_type="minimax_m3_vl",
     architecture="MiniMaxM3SparseForConditionalGeneration",
+    planned={"first_k_dense_replace": 3},
     mtp_gap="how they are stored and computed is not known",
     experts=("num_local_experts", "num_experts"),
     expert_width="intermediate_size",
@@ -85,13 +89,10 @@ MINIMAX_M3 = Family(
     block_layers=SPARSE,
     spelling=todays,
     implied={"swiglu_alpha": (1.702, None)},
-    tensors=TensorNames(
+    tensors=replace(
+        BLOCK_SPARSE,
         norms_from_one=True,
-        router="block_sparse_moe.gate.weight",
         choice_bias="block_sparse_moe.e_score_correction_bias",
-        expert_gate="block_sparse_moe.experts.{e}.w1.weight",
-        expert_up="block_sparse_moe.experts.{e}.w3.weight",
-        expert_down="block_sparse_moe.experts.{e}.w2.weight",
         shared_gate="block_sparse_moe.shared_experts.gate_proj.weight",
         shared_up="block_sparse_moe.shared_experts.up_proj.weight",
         shared_down="block_sparse_moe.shared_experts.down_proj.weight",

@@ -5,11 +5,12 @@ names of its release. The text models alone."""
 from dataclasses import replace
 
 from .deepseek import NORM_EPS, SHARED
-from .family import Family, Key, LatentNames, TensorNames
+from .family import FUSED, Family, Key, LatentNames, TensorNames
 
 MISTRAL4 = Family(
     model_type="mistral4",
     architecture="Mistral4ForCausalLM",
+    planned={"first_k_dense_replace": 0},
     mixer="latent",
     experts=("n_routed_experts", "num_local_experts"),
     expert_width="moe_intermediate_size",
@@ -21,18 +22,13 @@ MISTRAL4 = Family(
     renormalise=Key("norm_topk_prob"),
     weight_scale=Key("routed_scaling_factor"),
     latent_norm_eps=NORM_EPS,
-    tensors=replace(
-        SHARED,
-        expert_gate=None,
-        expert_up=None,
-        fused_gate_up="mlp.experts.gate_up_proj",
-        expert_down="mlp.experts.down_proj",
-    ),
+    tensors=replace(FUSED, shared_gate=SHARED.shared_gate, shared_up=SHARED.shared_up, shared_down=SHARED.shared_down),
 )
 MISTRAL_LARGE4 = replace(
     MISTRAL4,
     model_type="mistral_large4",
     architecture="MistralLarge4ForConditionalGeneration",
+    planned={"first_k_dense_replace": 1},
     renormalise=True,
     latent_norm_eps=None,
     indexer=True,

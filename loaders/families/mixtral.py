@@ -2,6 +2,13 @@
 
 from .family import Family, TensorNames
 
+# Of router and experts, which others have too.
+BLOCK_SPARSE = TensorNames(
+    router="block_sparse_moe.gate.weight",
+    expert_gate="block_sparse_moe.experts.{e}.w1.weight",
+    expert_up="block_sparse_moe.experts.{e}.w3.weight",
+    expert_down="block_sparse_moe.experts.{e}.w2.weight",
+)
 MIXTRAL = Family(
     model_type="mixtral",
     architecture="MixtralForCausalLM",
@@ -9,10 +16,5 @@ MIXTRAL = Family(
     expert_width="intermediate_size",
     scoring="softmax",
     renormalise=True,
-    tensors=TensorNames(
-        router="block_sparse_moe.gate.weight",
-        expert_gate="block_sparse_moe.experts.{e}.w1.weight",
-        expert_up="block_sparse_moe.experts.{e}.w3.weight",
-        expert_down="block_sparse_moe.experts.{e}.w2.weight",
-    ),
+    tensors=BLOCK_SPARSE,
 )

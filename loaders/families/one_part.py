@@ -37,8 +37,8 @@ def ffns(family: Family, config: ConfigReader, moe: MoeSpec) -> list[MoeSpec | D
     if family.dense_width is not None:
         config.seen.add(family.dense_width)
     if "moe" not in found:
-        raise ConfigError(
-            f"{config.source}: none of the {len(found)} layers has experts: the engine runs models that do"
+        config.refuse(
+            ConfigError(f"{config.source}: none of the {len(found)} layers has experts: the engine runs models that do")
         )
     return [moe if kind == "moe" else _dense(family, config, moe) if kind == "mlp" else None for kind in found]
 

@@ -1,6 +1,7 @@
 """Phi-3.5-MoE: LayerNorms, biases everywhere, a router that masks by distance, a rope with two sets of factors."""
 
-from .family import Family, Key, TensorNames
+from .family import Family, Key
+from .mixtral import BLOCK_SPARSE
 
 PHIMOE = Family(
     model_type="phimoe",
@@ -14,10 +15,5 @@ PHIMOE = Family(
     output_bias=Key("attention_bias"),
     layernorms=True,
     head_bias=Key("lm_head_bias"),
-    tensors=TensorNames(
-        router="block_sparse_moe.gate.weight",
-        expert_gate="block_sparse_moe.experts.{e}.w1.weight",
-        expert_up="block_sparse_moe.experts.{e}.w3.weight",
-        expert_down="block_sparse_moe.experts.{e}.w2.weight",
-    ),
+    tensors=BLOCK_SPARSE,
 )

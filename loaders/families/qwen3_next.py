@@ -3,7 +3,7 @@ is gated. Norms count from 1."""
 
 from dataclasses import replace
 
-from .family import DeltaNames, Family, Key, TensorNames
+from .family import FUSED, DeltaNames, Family, Key, TensorNames
 
 QWEN3_NEXT = Family(
     model_type="qwen3_next",
@@ -37,11 +37,5 @@ QWEN3_5_MOE = replace(
     architecture="Qwen3_5MoeForCausalLM",
     dense_width=None,
     renormalise=True,
-    tensors=TensorNames(
-        norms_from_one=True,
-        expert_gate=None,
-        expert_up=None,
-        fused_gate_up="mlp.experts.gate_up_proj",
-        expert_down="mlp.experts.down_proj",
-    ),
+    tensors=replace(FUSED, norms_from_one=True),
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from ...errors import ConfigError
 from ..choosers import RunIndexerSpec
 from ..grams import GramsSpec, StoredHashes
 from ..spec import AttentionSpec, DeltaSpec, MixerSpec
@@ -29,6 +30,11 @@ def todays(config: ConfigReader) -> dict[str, Any]:
 
 def with_runs(config: ConfigReader, mixers: Sequence[MixerSpec]) -> list[MixerSpec]:
     """The layers, those of attention with an indexer."""
+    try:
+        config.require("indexer_budget")
+    except ConfigError as error:  # its sizes were not published: a plan goes without
+        config.refuse(error)
+        return list(mixers)
     budget, pool = config.integer("indexer_budget"), config.integer("indexer_compress_ratio")
     heads, dim = config.integer("indexer_n_heads"), config.integer("indexer_head_dim")
     config.only("indexer_kv_heads", (1,))
@@ -41,7 +47,7 @@ def with_runs(config: ConfigReader, mixers: Sequence[MixerSpec]) -> list[MixerSp
         if isinstance(one, AttentionSpec):
             if dim < one.rope.rotary_dim:
                 wanted = f"at least the {one.rope.rotary_dim} dims that are rotated"
-                raise config.bad("indexer_head_dim", dim, wanted)
+                config.refuse(config.bad("indexer_head_dim", dim, wanted))
             one = replace(one, blocks=RunIndexerSpec(heads=heads, dim=dim, top=budget + pool - 1, pool=pool))
         found.append(one)
     return found

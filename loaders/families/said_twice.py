@@ -56,7 +56,7 @@ def _methods(moe: MoeSpec) -> tuple[str, ...]:
 
 def check(config: ConfigReader, spec: ModelSpec) -> None:
     """Reads the keys that nobody has read; refuses one that says something else than the spec."""
-    for name, agreeing in facts(spec).items():
+    for name, agreeing in facts(spec).items() if any(spec.is_moe) else ():
         if name in config.seen or name not in config.values:
             continue
         value = config.get(name)

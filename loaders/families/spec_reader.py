@@ -128,4 +128,5 @@ def _read_eos(config: ConfigReader) -> tuple[int, ...]:
     try:
         return read_eos(config.get("eos_token_id"))
     except ValueError as error:
-        raise ConfigError(f"{config.source}: {error}") from error
+        config.refuse(ConfigError(f"{config.source}: {error}"))
+        return ()

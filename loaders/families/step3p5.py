@@ -96,6 +96,7 @@ def _heads_of_windows(config: ConfigReader, values: dict[str, Any]) -> Any:
 STEP3P5 = BIASED_CHOICE(
     model_type="step3p5",
     architecture="Step3p5ForCausalLM",
+    planned={"first_k_dense_replace": 3},
     experts=("n_routed_experts", "num_local_experts"),
     shared_width="share_expert_dim",
     grouped_choice=False,

@@ -24,7 +24,7 @@ def context_within_window(config: ConfigReader, context: int, needs_switch: bool
     is_on = switch is True or (switch is None and not needs_switch)
     if not window or not is_on or (isinstance(layers, list) and SLIDING not in layers):
         return context
-    return config.limited(context, config.integer("sliding_window"), "sliding_window")
+    return config.limited(context, "sliding_window")
 
 
 def check_layer_types(config: ConfigReader) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import CheckpointError
 from ..architecture.architecture import Architecture, Cache, Experts, Layer, Mixer, Part
-from ..architecture.common import NO_LIMIT
+from ..architecture.context import NO_LIMIT
 from ..architecture.tensor_names import GROUP_OF, LEFT_OUT, place
 from ..files.headers import Stored
 

@@ -23,7 +23,7 @@ from headrace.loaders.architecture import catalogue
 from headrace.loaders.architecture.architecture import Architecture, Cache
 from headrace.loaders.architecture.by_name.text_part import text_part
 from headrace.loaders.architecture.of_spec import of_spec
-from headrace.loaders.architecture.readers import READERS, read
+from headrace.loaders.architecture.readers import read
 from headrace.loaders.families import FAMILIES, spec_of
 from headrace.loaders.families.config_reader import ConfigReader
 from headrace.loaders.weights.model_weights import Formats, allocate
@@ -108,6 +108,7 @@ DEEP = dict(intermediate_size=96, moe_intermediate_size=40, n_routed_experts=8, 
 INDEX = dict(index_topk=8, index_head_dim=12, index_n_heads=3)
 MIXED = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
 FIRST_DENSE = ["dense", "sparse", "sparse", "sparse"]
+PLAIN = {"qwen3_moe", "qwen2_moe", "mixtral", "olmoe", "granitemoe"}  # as their totals and `tiny` hold them
 # One small model a family, no two sizes alike where the family allows it.
 SMALL: dict[str, dict[str, Any]] = {
     "qwen3_next": {**DELTA, "intermediate_size": 96},
@@ -237,7 +238,7 @@ def test_small_models_cover_the_families() -> None:
         "kimi_k2", "kimi_k3", "mistral4", "mistral_large4", "step3p5", "step3p7", "qwen4_exp", "glm5_next",
         "minimax_m3_vl",
     }  # fmt: skip
-    assert set(READERS) == covered | alone
+    assert set(FAMILIES) - PLAIN == covered | alone
 
 
 @pytest.mark.parametrize("variant", tiny.VARIANTS)
@@ -258,8 +259,8 @@ RELEASED = {**MIXERS, **BIASED, **WARM, **KINDS, **RECURRENT}
 
 
 @pytest.mark.parametrize("name", RELEASED)
-def test_readers_of_families_that_run_say_what_specs_say(name: str) -> None:
-    """A plan is made of configs too that cannot be run, so families with latents, windows or states have a reader."""
+def test_a_plan_says_what_a_run_says(name: str) -> None:
+    """A plan is made of configs too that cannot be run, and reads them less strictly."""
     values, _ = text_part(RELEASED[name])
     of_run = of_spec(spec_of(ConfigReader(values, name))[1])
     described = read(RELEASED[name], name)
@@ -273,7 +274,7 @@ def test_every_family_that_runs_is_tested() -> None:
     alike = {"kimi_k2", "step3p7", "kimi_k3"}
     assert {name.split("-")[0].removesuffix("_text") for name in tiny.VARIANTS} | alike == set(FAMILIES)
     read_for_plans = {str(text_part(config)[0]["model_type"]).removesuffix("_text") for config in RELEASED.values()}
-    assert set(FAMILIES) & set(READERS) == read_for_plans
+    assert set(FAMILIES) - PLAIN == read_for_plans
 
 
 def test_caches_by_hand() -> None:
@@ -338,7 +339,7 @@ def test_impossible_sizes_are_refused(key: str, value: object) -> None:
     [
         ("DeepSeek-V4-Flash", {"compress_ratios": [-1] * 43}),
         ("DeepSeek-V4-Flash", {"compress_ratios": [4]}),
-        ("Kimi-Linear-48B-A3B", {"linear_attn_config": {"kda_layers": [1]}}),
+        ("Kimi-Linear-48B-A3B", {"layer_types": None, "linear_attn_config": {"kda_layers": [1]}}),
         ("Step-3.5-Flash", {"attention_other_setting": 96}),
         ("Qwen3-Next-80B-A3B", {"layer_types": ["linear"] * 48}),
         ("GLM-4.5", {"first_k_dense_replace": "three"}),

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ....errors import listed, short, visible
 from ....loaders.architecture.architecture import GROUPS, Architecture
-from ....loaders.architecture.common import NO_LIMIT
+from ....loaders.architecture.context import NO_LIMIT
 from ...planning.inspection.facts import Facts
 from ...planning.inspection.here import Here
 from ...planning.inspection.stored import spans

@@ -12,7 +12,8 @@ from typing import Any
 from ....errors import ConfigError
 from ...families.config_reader import ConfigReader
 from ..architecture import Architecture, Mixer
-from ..common import (
+from ..mixers import Indexer, gqa, mla
+from .sizes import (
     Feed,
     alternate,
     decoder,
@@ -26,8 +27,6 @@ from ..common import (
     sparse,
     whole,
 )
-from ..latent import latent, read_indexer
-from ..mixers import gqa
 
 # The name that the readers use, and others for the same size.
 SPELLINGS: dict[str, tuple[str, ...]] = {
@@ -115,8 +114,7 @@ def _spelled(c: ConfigReader) -> dict[str, Any]:
 def _mixers(c: ConfigReader) -> list[Mixer]:
     count = layer_count(c)
     if c.get("kv_lora_rank") is not None:
-        indexer = read_indexer(c) if c.get("index_topk") is not None else None
-        return [latent(c, indexer)] * count
+        return [_latent(c)] * count
     kinds, window = c.get("layer_types"), c.get("sliding_window")
     bias, qk_norm = flag(c, "attention_bias"), "head" if c.get("use_qk_norm") else "none"
     full, windowed = (
@@ -131,13 +129,26 @@ def _mixers(c: ConfigReader) -> list[Mixer]:
     return [windowed if "sliding" in str(kind) or "local" in str(kind) else full for kind in kinds[:count]]
 
 
+def _latent(c: ConfigReader) -> Mixer:
+    indexer = None
+    if c.get("index_topk") is not None:
+        indexer = Indexer(
+            heads=c.integer("index_n_heads"), dim=c.integer("index_head_dim"), top=c.integer("index_topk")
+        )
+    return mla(
+        c.integer("hidden_size"), c.integer("num_attention_heads"), whole(c, "q_lora_rank", 0) or None,
+        c.integer("kv_lora_rank"), c.integer("qk_nope_head_dim"), whole(c, "qk_rope_head_dim", 0),
+        c.integer("v_head_dim"), bias=flag(c, "attention_bias"), indexer=indexer,
+    )  # fmt: skip
+
+
 def _feeds(c: ConfigReader) -> list[Feed]:
     own = "moe_intermediate_size" if c.get("moe_intermediate_size") is not None else "intermediate_size"
-    experts = routed(c, count=("num_experts",), top_k=("num_experts_per_tok",), width=own)
+    experts = routed(c, own)
     shared = whole(c, "shared_expert_intermediate_size", 0)
     number = whole(c, "n_shared_experts", 0)
     width = number * experts.width if number and shared in (0, experts.width) else shared
-    feed = sparse(c, experts, shared=width)
+    feed = sparse(c, experts, width)
     at = _dense_at(c)
     return alternate(layer_count(c), at, dense(c) if at else feed, feed)
 
