@@ -216,6 +216,28 @@ def linear_view_case() -> Iterator[Case]:
     )
 
 
+def route_case(name: str, E: int, build: Callable[[Generator, Source], Inputs], bench: bool = False) -> Case:
+    """Of inputs x and router."""
+
+    def call(ops: Ops, i: Inputs) -> list[Tensor]:
+        return list(ops.route(i["x"], i["router"]))
+
+    return Case(op="route", name=name, build=build, call=call, allowed=relative(E / 4 + 32), bench=bench)
+
+
+def recipe_case(
+    name: str, T: int, E: int, recipe: Callable[..., Router], mean: float = 0.0, bench: bool = False, **vectors: float
+) -> Case:
+    """Exact logits with a spread of 2. vectors: those of the router, by their spread; 0: it has none."""
+
+    def build(g: Generator, source: Source) -> Inputs:
+        own = {field: normal(g, E) * spread for field, spread in vectors.items() if spread}
+        router = recipe(matrix=Matrix.plain(torch.eye(E)), **own)
+        return {"x": normal(g, T, E) * 2 + mean, "router": router}
+
+    return route_case(name, E, build, bench)
+
+
 def route_cases() -> Iterator[Case]:
     for T, E, K in ((1, 8, 2), (3, 8, 1), (5, 64, 8), (17, 60, 4), (40, 128, 8), (2, 4, 4)):
         scorings: tuple[Scoring, ...] = ("softmax", "softmax_topk")
@@ -228,15 +250,9 @@ def route_cases() -> Iterator[Case]:
                 ) -> Inputs:
                     logits = normal(g, T, E) * 2
                     logits[:, 1] = logits[:, 0] = 4.0  # a tie at the top: the lower id first
-                    return {"logits": logits, "router": recipe(matrix=Matrix.plain(torch.eye(E)))}  # exact logits
+                    return {"x": logits, "router": recipe(matrix=Matrix.plain(torch.eye(E)))}  # exact logits
 
-                yield Case(
-                    op="route",
-                    name=f"{T}x{E} top {K} {scoring}{' renormalised' if renormalise else ''}",
-                    build=build,
-                    call=lambda ops, i: list(ops.route(i["logits"], i["router"])),
-                    allowed=relative(E / 4 + 32),
-                )
+                yield route_case(f"{T}x{E} top {K} {scoring}{' renormalised' if renormalise else ''}", E, build)
 
 
 def activation_name(it: Activation) -> str:

@@ -18,7 +18,7 @@ from ..formats import FORMATS, KV_BF16, KV_F32, KV_Q8_0, Format, KVFormat
 from ..mixers import ConvBlock, DeltaBlock, LatentBlock, SpaceBlock
 from ..packed import Stacked
 from ..passes.tally import Choice
-from .case import BASIC, Case, Inputs, Source, U, normal, sum_error
+from .case import BASIC, Case, Inputs, Source, U, normal, starts_of, sum_error
 
 
 def fused(g: Generator, T: int, N: int, d: int) -> tuple[Tensor, Tensor]:
@@ -166,28 +166,45 @@ def store_rows_cases() -> Iterator[Case]:
     yield case(7, 3, 40, 7, KV_BF16)
 
 
+def attention_case(
+    N: int, G: int, d: int, v: int | None, new: list[int], contexts: list[int], t: KVFormat,
+    window: int | None = None, sinks: bool = False, B: int = 16, latent: bool = False, bench: bool = False,
+    chunk: int | None = None,
+) -> Case:  # fmt: skip
+    """v: the width of a value, where it is said. latent: values are the first v numbers of keys, else a cache of their
+    own."""
+
+    def build(g: Generator, source: Source) -> Inputs:
+        i = paged(g, contexts, G, B, d, t, v_dim=None if latent else v)
+        values = cache_rows.first(i["k"], v or d) if latent else i["v"]
+        q = normal(g, sum(new), N, d) if latent else fused(g, sum(new), N, d)[1]
+        sink = torch.cat([torch.tensor([float("-inf")]), normal(g, N - 1) * 3]) if sinks else None
+        return {**i, "v": values, "q": q, "starts": starts_of(new), "scale": 1 / math.sqrt(d), "sinks": sink}
+
+    def call(ops: Ops, i: Inputs) -> list[Tensor]:
+        batch, more = (i["tables"], i["starts"], i["contexts"]), () if chunk is None else (chunk,)
+        return [ops.attention(i["q"], i["k"], i["v"], *batch, i["scale"], window, i["sinks"], *more)]
+
+    seen = [min(c, (window or c) + n - 1) for n, c in zip(new, contexts, strict=True)]
+    last = (p for n, c in zip(new, contexts, strict=True) for p in range(c - n + 1, c + 1))
+    pairs = sum(min(keys, window or keys) for keys in last)
+    kind = f"{' latent' * latent}{f' chunks {chunk}' if chunk else ''}{f' window {window}' if window else ''}"
+    name = f"{LONG_NAMES[t.name]} {N}/{G} heads d{d}{f' v{v}' if v else ''} page {B}{kind}{' sinks' * sinks}"
+    return Case(
+        op="attention",
+        name=f"{name}: new {new} of {contexts}",
+        build=build,
+        call=call,
+        allowed=attention_error,
+        bytes=t.bytes(sum(seen) * G * (d if latent else d + (v or d))),
+        flops=2 * pairs * N * (d + (v or d)),
+        bench=bench,
+    )
+
+
 def attention_cases() -> Iterator[Case]:
     def case(N: int, G: int, d: int, B: int, new: list[int], contexts: list[int], t: KVFormat, bench: bool) -> Case:
-        def build(g: Generator, source: Source) -> Inputs:
-            starts = torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
-            q = fused(g, sum(new), N, d)[1]
-            return {**paged(g, contexts, G, B, d, t), "q": q, "starts": starts, "scale": 1 / math.sqrt(d)}
-
-        def call(ops: Ops, i: Inputs) -> list[Tensor]:
-            batch = i["tables"], i["starts"], i["contexts"]
-            return [ops.attention(i["q"], i["k"], i["v"], *batch, i["scale"])]
-
-        pairs = sum(n * c - n * (n - 1) // 2 for n, c in zip(new, contexts, strict=True))
-        return Case(
-            op="attention",
-            name=f"{LONG_NAMES[t.name]} {N}/{G} heads d{d} page {B}: new {new} of {contexts}",
-            build=build,
-            call=call,
-            allowed=attention_error,
-            bytes=t.bytes(2 * sum(contexts) * G * d),
-            flops=4 * pairs * N * d,
-            bench=bench,
-        )
+        return attention_case(N, G, d, None, new, contexts, t, B=B, bench=bench)
 
     f32, bf16, q8_0 = KV_F32, KV_BF16, KV_Q8_0
     for N, G, d, B in ((1, 1, 16, 16), (4, 4, 24, 16), (8, 2, 64, 32), (7, 1, 80, 16), (6, 2, 128, 48), (3, 3, 5, 7)):
@@ -220,7 +237,7 @@ def places_of(new: list[int], old: list[int], tables_SM: Tensor, page: int) -> P
         positions_T=positions.int(),
         slots_T=tables_SM[sequence, positions // page].long() * page + positions % page,
         tables_SM=tables_SM,
-        starts_S1=torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32),
+        starts_S1=starts_of(new),
         contexts_S=torch.tensor(new, dtype=torch.int32) + torch.tensor(old, dtype=torch.int32),
     )
 

@@ -13,13 +13,12 @@ import torch
 from torch import Generator
 
 from ..blocks.ggml import FILE_BLOCKS
-from ..decoder_layer import AttentionBlock, Layer, Stack
+from ..decoder_layer import AttentionBlock, Layer
 from ..formats import FORMATS, ExpertLayout, Format
 from ..packed import Stacked
 from .all import experts_case_of, linear_case
-from .attention import PAGE, cache_of, places_of, rows_of
 from .case import BASIC, Case, Inputs, Source, normal
-from .layers import WIDTH, layers_difference, random_layer
+from .layers import WIDTH, layers_difference, layers_inputs
 
 MORE = tuple(form for form in FORMATS.values() if form not in BASIC)
 MIXES = (("q4_k", "q4_k", "q6_k"), ("q5_k", "q4_k", "q5_0"), ("iq4_xs", "iq4_xs", "q8_0"), ("mxfp4", "mxfp4", "bf16"))
@@ -112,8 +111,7 @@ def _stacked(source: Source, cols: int, *parts: tuple[str, int]) -> Stacked:
 def mixed_layers_cases() -> Iterator[Case]:
     """q, k and v of two formats, gate and up of a shared expert of two, experts of three."""
 
-    def mixed(g: Generator, source: Source, cache: Inputs, kind: str) -> Layer:
-        layer = random_layer(g, source, FORMATS["q5_1"], 96, cache, kind)
+    def mixed(g: Generator, source: Source, layer: Layer, index: int) -> Layer:
         block = layer.block
         assert isinstance(block, AttentionBlock)
         heads, groups, d = block.heads, block.k_PGBd.shape[1], block.k_PGBd.shape[3]
@@ -122,13 +120,7 @@ def mixed_layers_cases() -> Iterator[Case]:
         return replace(layer, block=replace(block, qkv=qkv, native={}), mlp=mlp)
 
     def build(g: Generator, source: Source) -> Inputs:
-        new, old = [5, 1], [3, 40]
-        cache = cache_of(g, [n + o for n, o in zip(new, old, strict=True)])
-        stack = Stack(layers=tuple(mixed(g, source, cache, kind) for kind in ("dense", "gated")))
-        return {
-            "x": normal(g, 6, 96), "stack": stack, "rows": rows_of("", 6),
-            "places": places_of(new, old, cache["tables"], PAGE),
-        }  # fmt: skip
+        return layers_inputs(g, source, FORMATS["q5_1"], ["dense", "gated"], [5, 1], [3, 40], "", mixed)
 
     yield Case(op="layers", name="formats mixed", build=build, call=layers_difference)
 

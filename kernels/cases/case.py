@@ -322,6 +322,11 @@ def routing(g: Generator, T: int, E: int, K: int) -> tuple[Tensor, Tensor]:
     return ids.to(torch.int32).contiguous(), (weights / weights.sum(-1, keepdim=True)).contiguous()
 
 
+def starts_of(new: list[int]) -> Tensor:
+    """Where the new tokens of each sequence begin, and where they end: int32 [S + 1]."""
+    return torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
+
+
 def fresh(i: Inputs, name: str) -> Tensor:
     """What an op may write into: a copy, or the input itself where only the time matters."""
     tensor: Tensor = i[name]

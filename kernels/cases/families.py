@@ -6,7 +6,6 @@ Recurrent layers are in `recurrent.py`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -15,28 +14,19 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from .. import Ops
-from ..blocks import cache_rows
-from ..decoder_layer import AttentionBlock, Layer, Router, Stack
-from ..formats import FORMATS, KV_BF16, KV_F32, KV_Q8_0, ExpertLayout, KVFormat
+from ..decoder_layer import AttentionBlock, Layer, Router
+from ..formats import FORMATS, KV_BF16, KV_F32, KV_Q8_0, ExpertLayout
 from ..packed import Matrix
 from ..recipes import SWIGLU, Activation
-from .all import activation_name, experts_case_of
+from .all import activation_name, experts_case_of, recipe_case, route_case
 from .attention import (
-    LONG_NAMES,
-    PAGE,
     N,
-    attention_error,
+    attention_case,
     block_difference,
     block_inputs,
-    cache_of,
-    fused,
-    paged,
-    places_of,
-    rows_of,
 )
-from .case import Case, Inputs, Source, U, normal, relative
-from .layers import layers_difference, random_layer
+from .case import Case, Inputs, Source, U, normal
+from .layers import changed_layers_case
 
 GPT_OSS = Activation(alpha=1.702, offset=1.0, limit=7.0)
 CLAMPED = Activation(limit=0.75)
@@ -45,26 +35,10 @@ CLAMPED = Activation(limit=0.75)
 def route_cases() -> Iterator[Case]:
     def case(T: int, E: int, bias: bool, choice: float, bench: bool = False, **how: Any) -> Case:
         """choice: the spread of the scores' bias, 0: none."""
-        settings: dict[str, Any] = {"scoring": "sigmoid", "renormalise": True, **how}
-        recipe = partial(Router, **settings)
-
-        def build(g: Generator, source: Source) -> Inputs:
-            router: Router = recipe(
-                matrix=Matrix.plain(torch.eye(E)),  # exact logits
-                bias_E=normal(g, E) if bias else None,
-                choice_bias_E=normal(g, E) * choice if choice else None,
-            )
-            return {"x": normal(g, T, E) * 2, "router": router}
-
+        recipe = partial(Router, **{"scoring": "sigmoid", "renormalise": True, **how})
         kind = ("bias " if bias else "") + (f"choice bias {choice} " if choice else "")
-        return Case(
-            op="route",
-            name=f"{T}x{E} {kind}{' '.join(f'{name} {value}' for name, value in how.items())}",
-            build=build,
-            call=lambda ops, i: list(ops.route(i["x"], i["router"])),
-            allowed=relative(E / 4 + 32),
-            bench=bench,
-        )
+        name = f"{T}x{E} {kind}{' '.join(f'{name} {value}' for name, value in how.items())}"
+        return recipe_case(name, T, E, recipe, bias_E=float(bias), choice_bias_E=choice, bench=bench)
 
     yield case(3, 8, False, 0, top_k=2)
     yield case(40, 60, True, 0, top_k=4, renormalise=False, scale=2.5)
@@ -91,13 +65,7 @@ def route_tie_cases() -> Iterator[Case]:
             )  # fmt: skip
             return {"x": logits, "router": router}
 
-        yield Case(
-            op="route",
-            name=f"ties, groups by {group_score}",
-            build=build,
-            call=lambda ops, i: list(ops.route(i["x"], i["router"])),
-            allowed=relative(32),
-        )
+        yield route_case(f"ties, groups by {group_score}", 0, build)
 
 
 BENT = (Activation(bend=1.3, bend_up=0.9), Activation(bend=9.0))  # the Triton kernels have none of these
@@ -152,40 +120,6 @@ def experts_cases() -> Iterator[Case]:
     for name in ("mxfp4", "bf16"):
         for T in (1, 512):
             yield experts_case_of(layout(name, 2880, 2880, True, GPT_OSS), 32, T, 4, bench=True)
-
-
-def attention_case(
-    N: int, G: int, d: int, v: int, new: list[int], contexts: list[int], t: KVFormat,
-    window: int | None = None, sinks: bool = False, B: int = 16, latent: bool = False, bench: bool = False,
-) -> Case:  # fmt: skip
-    """latent: values are the first v numbers of keys, else a cache of their own."""
-
-    def build(g: Generator, source: Source) -> Inputs:
-        starts = torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
-        i = paged(g, contexts, G, B, d, t)
-        values = cache_rows.first(i["k"], v) if latent else paged(g, contexts, G, B, v, t, i["tables"])["v"]
-        q = normal(g, sum(new), N, d) if latent else fused(g, sum(new), N, d)[1]
-        sink = torch.cat([torch.tensor([float("-inf")]), normal(g, N - 1) * 3]) if sinks else None
-        return {**i, "v": values, "q": q, "starts": starts, "scale": 1 / math.sqrt(d), "sinks": sink}
-
-    def call(ops: Ops, i: Inputs) -> list[Tensor]:
-        batch = i["tables"], i["starts"], i["contexts"]
-        return [ops.attention(i["q"], i["k"], i["v"], *batch, i["scale"], window, i["sinks"])]
-
-    seen = [min(c, (window or c) + n - 1) for n, c in zip(new, contexts, strict=True)]
-    last = (p for n, c in zip(new, contexts, strict=True) for p in range(c - n + 1, c + 1))
-    pairs = sum(min(keys, window or keys) for keys in last)
-    kind = f"{' latent' * latent}{f' window {window}' if window else ''}{' sinks' * sinks}"
-    return Case(
-        op="attention",
-        name=f"{LONG_NAMES[t.name]} {N}/{G} heads d{d} v{v} page {B}{kind}: new {new} of {contexts}",
-        build=build,
-        call=call,
-        allowed=attention_error,
-        bytes=t.bytes(sum(seen) * G * (d if latent else d + v)),
-        flops=2 * pairs * N * (d + v),
-        bench=bench,
-    )
 
 
 def attention_cases() -> Iterator[Case]:
@@ -254,25 +188,18 @@ def block_cases() -> Iterator[Case]:
 def layers_cases() -> Iterator[Case]:
     """A decoder of layers with and without a window, biased experts, and an activation of each MLP."""
 
-    def of_family(g: Generator, source: Source, layer: Layer, windowed: bool) -> Layer:
+    def of_family(g: Generator, source: Source, layer: Layer, index: int) -> Layer:
         assert isinstance(layer.block, AttentionBlock)
-        block = replace(layer.block, window=6 if windowed else None, sinks_N=normal(g, N), native={})
+        block = replace(layer.block, window=None if index % 2 else 6, sinks_N=normal(g, N), native={})
         bank = layer.bank
         if bank is not None:
             bank = source.bank(replace(bank.layout, biased=True, activation=GPT_OSS), bank.experts)
         mlp = layer.mlp and replace(layer.mlp, activation=CLAMPED)
         return replace(layer, block=block, bank=bank, mlp=mlp)
 
-    def build(g: Generator, source: Source, new: list[int], old: list[int]) -> Inputs:
-        cache = cache_of(g, [n + o for n, o in zip(new, old, strict=True)])
-        plain = [random_layer(g, source, FORMATS["q4_0"], 96, cache, kind) for kind in ("dense", "moe", "shared")]
-        stack = Stack(layers=tuple(of_family(g, source, layer, i % 2 == 0) for i, layer in enumerate(plain)))
-        places = places_of(new, old, cache["tables"], PAGE)
-        return {"x": normal(g, sum(new), 96), "stack": stack, "places": places, "rows": rows_of("few rows", sum(new))}
-
     for new, old in (([1], [40]), ([37, 5], [3, 0])):
         name = f"windows, biases, activations new {new} after {old}"
-        yield Case(op="layers", name=name, build=partial(build, new=new, old=old), call=layers_difference)
+        yield changed_layers_case(name, FORMATS["q4_0"], of_family, new, old)
 
 
 MAKERS: tuple[Callable[[], Iterator[Case]], ...] = (

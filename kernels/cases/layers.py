@@ -41,14 +41,30 @@ def layer_of(g: Generator, source: Source, form: Format, block: Block, kind: str
     )
 
 
+Change = Callable[[Generator, Source, Layer, int], Layer]  # of a layer by its number
+
+
 def layers_inputs(
-    g: Generator, source: Source, form: Format, kinds: list[str], new: list[int], old: list[int], rows: str
-) -> Inputs:
+    g: Generator, source: Source, form: Format, kinds: list[str], new: list[int], old: list[int], rows: str,
+    change: Change | None = None, cache: Inputs | None = None,
+) -> Inputs:  # fmt: skip
+    """A decoder of layers of these kinds, changed if that is said."""
     D, T = 96, sum(new)
-    cache = cache_of(g, [n + o for n, o in zip(new, old, strict=True)])
-    stack = Stack(layers=tuple(random_layer(g, source, form, D, cache, kind) for kind in kinds))
+    cache = cache or cache_of(g, [n + o for n, o in zip(new, old, strict=True)])
+    layers = [random_layer(g, source, form, D, cache, kind) for kind in kinds]
+    if change is not None:
+        layers = [change(g, source, layer, i) for i, layer in enumerate(layers)]
     places = places_of(new, old, cache["tables"], PAGE)
-    return {"x": normal(g, T, D), "stack": stack, "places": places, "rows": rows_of(rows, T)}
+    return {"x": normal(g, T, D), "stack": Stack(layers=tuple(layers)), "places": places, "rows": rows_of(rows, T)}
+
+
+def changed_layers_case(name: str, form: Format, change: Change, new: list[int], old: list[int]) -> Case:
+    """Layers of three kinds that are changed, of which few rows go on."""
+
+    def build(g: Generator, source: Source) -> Inputs:
+        return layers_inputs(g, source, form, ["dense", "moe", "shared"], new, old, "few rows", change)
+
+    return Case(op="layers", name=name, build=build, call=layers_difference)
 
 
 def layers_difference(ops: Ops, i: Inputs) -> list[Tensor]:

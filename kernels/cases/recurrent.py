@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from .. import Ops
 from ..formats import FORMATS, Format
-from .case import BASIC, Case, Inputs, Source, U, fresh, linear_error, normal, sum_error
+from .case import BASIC, Case, Inputs, Source, U, fresh, linear_error, normal, starts_of, sum_error
 
 
 def rotate_cases() -> Iterator[Case]:
@@ -73,43 +73,48 @@ def by_head_cases() -> Iterator[Case]:
 
 
 def sequences(new: list[int], old: list[int], slots: list[int]) -> Inputs:
-    starts = torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
     contexts = torch.tensor([n + o for n, o in zip(new, old, strict=True)], dtype=torch.int32)
-    return {"slots": torch.tensor(slots, dtype=torch.int32), "starts": starts, "contexts": contexts}
+    return {"slots": torch.tensor(slots, dtype=torch.int32), "starts": starts_of(new), "contexts": contexts}
+
+
+def conv_case(
+    C: int, taps: int, new: list[int], old: list[int], bench: bool = False, biased: bool = False,
+    silu: bool | None = None,
+) -> Case:  # fmt: skip
+    """silu: whether one follows; None: as kernels have it that know nothing else, and no bias."""
+
+    def build(g: Generator, source: Source) -> Inputs:
+        S, T = len(new), sum(new)
+        state, bias = normal(g, S + 1, C, taps - 1), normal(g, C) if biased else None
+        state[S] = float("nan")
+        x, where = normal(g, T, C + 5)[:, 3 : C + 3], sequences(new, old, list(range(S))[::-1])
+        return {"x": x, "w": normal(g, C, taps), "bias": bias, "state": state, **where}
+
+    def call(ops: Ops, i: Inputs) -> list[Tensor]:
+        state, where = fresh(i, "state"), (i["slots"], i["starts"], i["contexts"])
+        return [ops.short_conv(i["x"], i["w"], state, *where, *(() if silu is None else (i["bias"], silu))), state]
+
+    def allowed(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
+        """A sum of `taps` products of values below the largest and a bias, through silu, whose slope is below 1.1."""
+        size = max(float(i["x"].abs().max()), float(i["state"].nan_to_num().abs().max()))
+        added = i["w"].abs().sum(1) * size + (i["bias"].abs() if biased else 0.0)
+        return [added * sum_error(taps + biased) * 1.1 + out[0].abs() * 32 * U * (silu is not False), 0.0]
+
+    how = "" if silu is None else " biased" * biased + (" silu" if silu else " plain")
+    return Case(
+        op="short_conv",
+        name=f"{C} channels {taps} taps new {new} after {old}{how}",
+        build=build,
+        call=call,
+        allowed=allowed,
+        bytes=4 * C * (3 * taps - 2) * len(new),
+        bench=bench,
+    )
 
 
 def conv_cases() -> Iterator[Case]:
     """Sequences that begin, go on, and have nothing new; the state of a slot of nobody is NaN."""
-
-    def case(C: int, taps: int, new: list[int], old: list[int], bench: bool = False) -> Case:
-        def build(g: Generator, source: Source) -> Inputs:
-            S, T = len(new), sum(new)
-            state = normal(g, S + 1, C, taps - 1)
-            state[S] = float("nan")
-            where = sequences(new, old, list(range(S))[::-1])
-            return {"x": normal(g, T, C + 5)[:, 3 : C + 3], "w": normal(g, C, taps), "state": state, **where}
-
-        def call(ops: Ops, i: Inputs) -> list[Tensor]:
-            state = fresh(i, "state")
-            out = ops.short_conv(i["x"], i["w"], state, i["slots"], i["starts"], i["contexts"])
-            return [out, state]
-
-        def allowed(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
-            """A sum of `taps` products of values below the largest, through silu, whose slope is below 1.1."""
-            size = max(float(i["x"].abs().max()), float(i["state"].nan_to_num().abs().max()))
-            lost = i["w"].abs().sum(1) * size * sum_error(taps) * 1.1
-            return [lost + out[0].abs() * 32 * U, 0.0]
-
-        return Case(
-            op="short_conv",
-            name=f"{C} channels {taps} taps new {new} after {old}",
-            build=build,
-            call=call,
-            allowed=allowed,
-            bytes=4 * C * (3 * taps - 2) * len(new),
-            bench=bench,
-        )
-
+    case = conv_case
     yield case(5, 2, [1], [0])
     yield case(37, 4, [1, 3, 0, 2], [0, 0, 4, 9])
     yield case(300, 4, [9, 1], [0, 2])

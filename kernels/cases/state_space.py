@@ -14,8 +14,8 @@ from .. import Ops
 from ..formats import FORMATS, ExpertLayout
 from ..recipes import SQUARED_RELU
 from .all import experts_case_of
-from .case import BASIC, Case, Inputs, Source, U, fresh, normal, sum_error
-from .recurrent import sequences
+from .case import BASIC, Case, Inputs, Source, U, fresh, normal
+from .recurrent import conv_case, sequences
 
 
 def mul_cases() -> Iterator[Case]:
@@ -34,39 +34,9 @@ def mul_cases() -> Iterator[Case]:
 
 
 def conv_cases() -> Iterator[Case]:
-    def case(C: int, taps: int, new: list[int], old: list[int], biased: bool, silu: bool) -> Case:
-        def build(g: Generator, source: Source) -> Inputs:
-            S, T = len(new), sum(new)
-            state = normal(g, S + 1, C, taps - 1)
-            state[S] = float("nan")
-            bias = normal(g, C) if biased else None
-            where = sequences(new, old, list(range(S))[::-1])
-            return {
-                "x": normal(g, T, C + 5)[:, 3 : C + 3],
-                "w": normal(g, C, taps),
-                "bias": bias,
-                "state": state,
-                **where,
-            }
-
-        def call(ops: Ops, i: Inputs) -> list[Tensor]:
-            state, where = fresh(i, "state"), (i["slots"], i["starts"], i["contexts"])
-            return [ops.short_conv(i["x"], i["w"], state, *where, i["bias"], silu), state]
-
-        def allowed(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:
-            """A sum of `taps` products of values below the largest and a bias; silu has a slope below 1.1."""
-            size = max(float(i["x"].abs().max()), float(i["state"].nan_to_num().abs().max()))
-            added = i["w"].abs().sum(1) * size + (i["bias"].abs() if biased else 0.0)
-            return [added * sum_error(taps + 1) * 1.1 + out[0].abs() * 32 * U * silu, 0.0]
-
-        how = " biased" * biased + (" silu" if silu else " plain")
-        name = f"{C} channels {taps} taps new {new} after {old}{how}"
-        return Case(op="short_conv", name=name, build=build, call=call, allowed=allowed)
-
     for biased, silu in ((True, True), (True, False), (False, False)):
-        yield case(5, 2, [1], [0], biased, silu)
-        yield case(37, 4, [1, 3, 0, 2], [0, 0, 4, 9], biased, silu)
-        yield case(300, 3, [9, 1], [0, 2], biased, silu)
+        for C, taps, new, old in ((5, 2, [1], [0]), (37, 4, [1, 3, 0, 2], [0, 0, 4, 9]), (300, 3, [9, 1], [0, 2])):
+            yield conv_case(C, taps, new, old, biased=biased, silu=silu)
 
 
 def space_error(i: Inputs, out: list[Tensor]) -> list[Tensor | float]:

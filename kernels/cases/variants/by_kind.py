@@ -9,15 +9,15 @@ from functools import partial
 
 from torch import Generator
 
-from ...decoder_layer import AttentionBlock, Layer, Stack
+from ...decoder_layer import AttentionBlock, Layer
 from ...formats import FORMATS, KV_BF16, KV_Q8_0, ExpertLayout, KVFormat
 from ...packed import Stacked
 from ...recipes import Activation
 from ..all import experts_case_of
-from ..attention import HEAD, PAGE, G, N, block_difference, paged, places_of, rows_of
+from ..attention import HEAD, PAGE, G, N, block_difference, paged
 from ..case import Case, Inputs, Source, normal
 from ..families import glu_cases
-from ..layers import layers_difference, random_layer
+from ..layers import layers_difference, layers_inputs
 
 LATE = Activation(limit=0.75, late=True)
 VALUES = {KV_BF16: 16, KV_Q8_0: 64}  # numbers of a value, by the format of the cache
@@ -37,13 +37,9 @@ def narrow_cases() -> Iterator[Case]:
     """Blocks and a decoder: the same bits as from their parts."""
 
     def build(g: Generator, source: Source, new: list[int], old: list[int], rows: str, kv: KVFormat) -> Inputs:
-        T, contexts = sum(new), [n + o for n, o in zip(new, old, strict=True)]
-        cache = paged(g, contexts, G, PAGE, HEAD, kv, v_dim=VALUES[kv])
-        plain = [random_layer(g, source, FORMATS["q8_0"], 96, cache, kind) for kind in ("dense", "shared", "moe")]
-        stack = Stack(layers=tuple(layer_of(g, source, layer, i) for i, layer in enumerate(plain)))
-        places = places_of(new, old, cache["tables"], PAGE)
-        return {"x": normal(g, T, 96), "stack": stack, "block": stack.layers[1].block, "update": normal(g, T, 96),
-                "places": places, "rows": rows_of(rows, T)}  # fmt: skip
+        cache = paged(g, [n + o for n, o in zip(new, old, strict=True)], G, PAGE, HEAD, kv, v_dim=VALUES[kv])
+        i = layers_inputs(g, source, FORMATS["q8_0"], ["dense", "shared", "moe"], new, old, rows, layer_of, cache)
+        return {**i, "block": i["stack"].layers[1].block, "update": normal(g, sum(new), 96)}
 
     def layer_of(g: Generator, source: Source, layer: Layer, index: int) -> Layer:
         assert isinstance(layer.block, AttentionBlock)

@@ -3,23 +3,22 @@ values, factors of experts' weights, GeGLU, a scaled residual stream."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-import torch
 from torch import Generator, Tensor
 
 from ... import Ops
-from ...decoder_layer import AttentionBlock, Layer, Router, Stack
+from ...decoder_layer import AttentionBlock, Layer, Router
 from ...formats import FORMATS, KV_BF16, KV_F32, KV_Q8_0, ExpertLayout, KVFormat
-from ...packed import Matrix, Stacked, Tail
+from ...packed import Stacked, Tail
 from ...recipes import GEGLU
-from ..all import experts_case_of
-from ..attention import PAGE, N, block_difference, cache_of, place_qkv_case, places_of, rows_of
-from ..case import Case, Inputs, Source, normal, relative
+from ..all import experts_case_of, recipe_case
+from ..attention import N, block_difference, cache_of, place_qkv_case
+from ..case import Case, Inputs, Source, normal
 from ..families import glu_cases
-from ..layers import layers_difference, random_layer
+from ..layers import layers_difference, layers_inputs
 
 
 def place_qkv_cases() -> Iterator[Case]:
@@ -40,20 +39,7 @@ def route_cases() -> Iterator[Case]:
         (7, 60, partial(Router, top_k=8, scoring="softmax", renormalise=True)),
         (3, 12, partial(Router, top_k=4, scoring="sigmoid", renormalise=False, groups=4, top_groups=2, scale=1.5)),
     ):
-
-        def build(
-            g: Generator, source: Source, T: int = T, E: int = E, recipe: Callable[..., Router] = recipe
-        ) -> Inputs:
-            router = recipe(matrix=Matrix.plain(torch.eye(E)), factors_E=normal(g, E))  # exact logits
-            return {"x": normal(g, T, E) * 2, "router": router}
-
-        yield Case(
-            op="route",
-            name=f"{T}x{E} factors",
-            build=build,
-            call=lambda ops, i: list(ops.route(i["x"], i["router"])),
-            allowed=relative(E / 4 + 32),
-        )
+        yield recipe_case(f"{T}x{E} factors", T, E, recipe, factors_E=1.0)
 
 
 def experts_cases() -> Iterator[Case]:
@@ -65,9 +51,10 @@ def experts_cases() -> Iterator[Case]:
             )
 
 
-def with_own_norms(g: Generator, source: Source, layer: Layer, shared: bool) -> Layer:
-    """The layer with norms in front of and behind every part, normed values, and a factor for each expert."""
-    block = layer.block
+def with_own_norms(g: Generator, source: Source, layer: Layer, index: int) -> Layer:
+    """The layer with norms in front of and behind every part, normed values, and a factor for each expert; behind the
+    first one keys serve as values."""
+    block, shared = layer.block, index > 0
     assert isinstance(block, AttentionBlock)
     assert block.router is not None, "a layer without experts"
     D, (_, groups, _, d) = len(block.pre_norm), block.k_PGBd.shape
@@ -89,13 +76,9 @@ def own_norms_cases() -> Iterator[Case]:
     """Blocks and a decoder of layers with norms of their own: the same bits as from their parts."""
 
     def build(g: Generator, source: Source, new: list[int], old: list[int], rows: str, kv: KVFormat) -> Inputs:
-        T, cache = sum(new), cache_of(g, [n + o for n, o in zip(new, old, strict=True)], kv)
-        plain = [random_layer(g, source, FORMATS["q8_0"], 96, cache, "shared") for _ in range(3)]
-        stack = Stack(layers=tuple(with_own_norms(g, source, layer, i > 0) for i, layer in enumerate(plain)))
-        update, block = normal(g, T, 96), stack.layers[1].block
-        places = places_of(new, old, cache["tables"], PAGE)
-        return {"x": normal(g, T, 96), "stack": stack, "block": block, "update": update, "places": places,
-                "rows": rows_of(rows, T)}  # fmt: skip
+        cache = cache_of(g, [n + o for n, o in zip(new, old, strict=True)], kv)
+        i = layers_inputs(g, source, FORMATS["q8_0"], ["shared"] * 3, new, old, rows, with_own_norms, cache)
+        return {**i, "block": i["stack"].layers[1].block, "update": normal(g, sum(new), 96)}
 
     for op, call in (("attention_block", block_difference), ("layers", layers_difference)):
         for new, old, rows in (([1], [40], ""), ([37, 5], [3, 0], "few rows"), ([9], [20], "no rows")):

@@ -12,13 +12,9 @@ from ... import Ops
 from ...compressed.twins import nothing
 from ...formats import KV_BF16, KV_F32, KVFormat
 from ..attention import paged
-from ..case import Case, Inputs, Source, U, fresh, normal, sum_error
+from ..case import Case, Inputs, Source, U, fresh, normal, starts_of, sum_error
 
 EPS = 1e-6
-
-
-def starts_of(new: list[int]) -> Tensor:
-    return torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
 
 
 def pairs_cases() -> Iterator[Case]:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from ... import Ops
 from ...formats import KV_BF16, KV_F32, KVFormat
 from ..attention import LONG_NAMES, paged
-from ..case import Case, Inputs, Source, U, fresh, normal, sum_error
+from ..case import Case, Inputs, Source, U, fresh, normal, starts_of, sum_error
 
 EPS = 1e-6
 
@@ -60,9 +60,8 @@ def choose_cases() -> Iterator[Case]:
 
         def build(g: Generator, source: Source) -> Inputs:
             T, B = sum(new), 16
-            starts = torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
             q = normal(g, T, J, e), normal(g, T, J)
-            return {"q": q, "starts": starts, **paged(g, contexts, 1, B, e, t)}
+            return {"q": q, "starts": starts_of(new), **paged(g, contexts, 1, B, e, t)}
 
         def call(ops: Ops, i: Inputs) -> list[Tensor]:
             batch, (q, weights) = (i["tables"], i["starts"], i["contexts"]), i["q"]

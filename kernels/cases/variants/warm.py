@@ -3,7 +3,6 @@ queries, LayerNorms, weights of what experts take, the routers of Llama 4 and of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,57 +11,24 @@ import torch
 from torch import Generator, Tensor
 
 from ... import Ops
-from ...decoder_layer import AttentionBlock, Router, Stack
-from ...formats import FORMATS, KV_BF16, KV_F32, KV_Q8_0, ExpertLayout, KVFormat
+from ...decoder_layer import AttentionBlock, Layer, Router
+from ...formats import FORMATS, KV_BF16, KV_F32, KV_Q8_0, ExpertLayout
 from ...packed import Matrix
-from ..all import experts_case_of
-from ..attention import (
-    LONG_NAMES,
-    PAGE,
-    attention_error,
-    block_difference,
-    block_inputs,
-    cache_of,
-    fused,
-    paged,
-    places_of,
-    rows_of,
-)
+from ..all import experts_case_of, recipe_case
+from ..attention import attention_case, block_difference, block_inputs
 from ..case import Case, Inputs, Source, U, normal, relative
-from ..layers import layers_difference, random_layer
+from ..layers import changed_layers_case
 
 
 def chunk_cases() -> Iterator[Case]:
-    def case(
-        N: int, G: int, d: int, new: list[int], contexts: list[int], t: KVFormat, chunk: int, B: int = 16,
-        window: int | None = None,
-    ) -> Case:  # fmt: skip
-        def build(g: Generator, source: Source) -> Inputs:
-            starts = torch.tensor([0, *torch.tensor(new).cumsum(0).tolist()], dtype=torch.int32)
-            q = fused(g, sum(new), N, d)[1]
-            return {**paged(g, contexts, G, B, d, t), "q": q, "starts": starts, "scale": 1 / math.sqrt(d)}
-
-        def call(ops: Ops, i: Inputs) -> list[Tensor]:
-            batch = i["tables"], i["starts"], i["contexts"]
-            return [ops.attention(i["q"], i["k"], i["v"], *batch, i["scale"], window, None, chunk)]
-
-        beside = f" window {window}" if window else ""
-        return Case(
-            op="attention",
-            name=f"{LONG_NAMES[t.name]} {N}/{G} heads d{d} page {B} chunks {chunk}{beside}: new {new} of {contexts}",
-            build=build,
-            call=call,
-            allowed=attention_error,
-        )
-
     for t in (KV_F32, KV_BF16):
-        yield case(4, 2, 24, [3, 1, 9], [3, 70, 601], t, chunk=5)
-        yield case(8, 1, 32, [150, 1], [150, 1100], t, chunk=64, B=7)
-        yield case(6, 2, 64, [1, 1, 1], [1, 1300, 1025], t, chunk=512, B=48)
-        yield case(5, 1, 40, [200], [700], t, chunk=600, B=32)
-        yield case(4, 4, 16, [70, 3], [90, 64], t, chunk=33, window=9)
-    yield case(8, 1, 32, [150, 1], [150, 1100], KV_Q8_0, chunk=64, B=7)
-    yield case(6, 2, 64, [1, 1, 1], [1, 1300, 1025], KV_Q8_0, chunk=512, B=48)
+        yield attention_case(4, 2, 24, None, [3, 1, 9], [3, 70, 601], t, chunk=5)
+        yield attention_case(8, 1, 32, None, [150, 1], [150, 1100], t, chunk=64, B=7)
+        yield attention_case(6, 2, 64, None, [1, 1, 1], [1, 1300, 1025], t, chunk=512, B=48)
+        yield attention_case(5, 1, 40, None, [200], [700], t, chunk=600, B=32)
+        yield attention_case(4, 4, 16, None, [70, 3], [90, 64], t, chunk=33, window=9)
+    yield attention_case(8, 1, 32, None, [150, 1], [150, 1100], KV_Q8_0, chunk=64, B=7)
+    yield attention_case(6, 2, 64, None, [1, 1, 1], [1, 1300, 1025], KV_Q8_0, chunk=512, B=48)
 
 
 def scale_rows_cases() -> Iterator[Case]:
@@ -129,20 +95,8 @@ def route_cases() -> Iterator[Case]:
         (3, 60, partial(Router, top_k=6, scoring="sqrt_softplus", renormalise=False, groups=4, top_groups=2)),
     ]
     for T, E, recipe in recipes:
-
-        def build(
-            g: Generator, source: Source, T: int = T, E: int = E, recipe: Callable[..., Router] = recipe
-        ) -> Inputs:
-            return {"x": normal(g, T, E) * 2 - 0.5, "router": recipe(matrix=Matrix.plain(torch.eye(E)))}  # exact logits
-
         known = recipe(matrix=Matrix.plain(torch.eye(1)))
-        yield Case(
-            op="route",
-            name=f"{T}x{E} top {known.top_k} {known.scoring}",
-            build=build,
-            call=lambda ops, i: list(ops.route(i["x"], i["router"])),
-            allowed=relative(E / 4 + 32),
-        )
+        yield recipe_case(f"{T}x{E} top {known.top_k} {known.scoring}", T, E, recipe, mean=-0.5)
 
 
 def given_cases() -> Iterator[Case]:
@@ -202,23 +156,16 @@ def block_cases() -> Iterator[Case]:
 
 
 def layers_cases() -> Iterator[Case]:
-    def build(g: Generator, source: Source, new: list[int], old: list[int]) -> Inputs:
-        cache = cache_of(g, [n + o for n, o in zip(new, old, strict=True)])
-        layers = []
-        for kind in ("dense", "moe", "shared"):
-            layer = random_layer(g, source, FORMATS["q4_0"], 96, cache, kind)
-            assert isinstance(layer.block, AttentionBlock)
-            bank = layer.bank
-            if bank is not None:
-                bank = source.bank(replace(bank.layout, weighs_input=True), bank.experts)
-            layers.append(replace(layer, block=warmed(g, layer.block), bank=bank))
-        places = places_of(new, old, cache["tables"], PAGE)
-        x, rows = normal(g, sum(new), 96), rows_of("few rows", sum(new))
-        return {"x": x, "stack": Stack(layers=tuple(layers)), "places": places, "rows": rows}
+    def warm(g: Generator, source: Source, layer: Layer, index: int) -> Layer:
+        assert isinstance(layer.block, AttentionBlock)
+        bank = layer.bank
+        if bank is not None:
+            bank = source.bank(replace(bank.layout, weighs_input=True), bank.experts)
+        return replace(layer, block=warmed(g, layer.block), bank=bank)
 
     for new, old in (([1], [40]), ([37, 5], [3, 0])):
         name = f"chunks, temperature, LayerNorms, weighed input new {new} after {old}"
-        yield Case(op="layers", name=name, build=partial(build, new=new, old=old), call=layers_difference)
+        yield changed_layers_case(name, FORMATS["q4_0"], warm, new, old)
 
 
 MAKERS: tuple[Callable[[], Iterator[Case]], ...] = (
