@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 LITERALS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
 NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
-_STOPS = re.compile(r'[\\"\x00-\x1f]')
 _PLAIN = re.compile(r'[^\\"\x00-\x1f]+')
 _WORD = re.compile(r"[A-Za-z0-9+.\-]+")
 _CLOSED_BY = {"{": "}", "[": "]"}

@@ -28,11 +28,6 @@ class CallGrammar:
     repeats: bool = False
 
 
-def has_forms(dialect: Dialect) -> bool:
-    """Whether a model of a dialect can be held to its tools."""
-    return bool(dialect.forms)
-
-
 def grammar_of(
     dialect: Dialect,
     tools: Sequence[Mapping[str, Any]],
