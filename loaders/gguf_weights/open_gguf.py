@@ -13,9 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ...errors import CheckpointError, ConfigError, listed
-from ...kernels import FORMATS
 from ..architecture.architecture import refuse_dense
-from ..families import TensorNames, spec_of
+from ..families import spec_of
 from ..families.config_reader import ConfigReader
 from ..files import gguf_set
 from ..files.entry import Entry
@@ -27,9 +26,8 @@ from ..spec import ModelSpec
 from ..weights import chosen_formats
 from ..weights.checkpoint import Checkpoint, check_entry, fitted
 from ..weights.chosen_formats import LoadOptions
-from ..weights.model_weights import Formats, allocate
 from ..weights.tables import row_table
-from ..weights.targets import Target, targets
+from ..weights.targets import Target, empty_targets
 from . import entries as gguf_entries
 from . import mtp, rope_factors
 from .shapes import as_matrices
@@ -60,7 +58,7 @@ def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
     found = _without_extra_layers(whole, meta, spec)
     found, spec = rope_factors.taken(path, found, spec, meta, config.notes)
     names = names_of(found)
-    wanted = _targets(spec, names)
+    wanted = empty_targets(spec, names)
     tables = row_table.find(path, found, spec, names)
     _check_all_there(path, wanted, found, arch, {name for parts in tables.values() for name in parts})
     ahead = None if options.mtp is None else mtp.find(path, whole, spec, options.mtp, config.notes)
@@ -81,11 +79,6 @@ def open_gguf(path: Path, options: LoadOptions) -> Checkpoint:
 def _say_what_is_left_out(count: int, notes: list[str]) -> None:
     if count:
         notes.append(f"{count} tensors of layers for multi-token prediction are left out: nobody asks for them")
-
-
-def _targets(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:
-    plain = FORMATS["f32"]
-    return targets(spec, names, allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta"))
 
 
 def _without_extra_layers(found: Mapping[str, Entry], meta: Metadata, spec: ModelSpec) -> dict[str, Entry]:

@@ -16,7 +16,7 @@ from typing import Any
 from ...errors import CheckpointError, ConfigError, MemoryNeeded, OptionError
 from ...kernels import FORMATS
 from .. import model_source
-from ..families import FAMILIES, Family, TensorNames, named, spec_of
+from ..families import FAMILIES, Family, named, spec_of
 from ..families.config_reader import ConfigReader
 from ..families.quantisation import KEYS as PACKED
 from ..gguf.runnable import READABLE
@@ -27,9 +27,9 @@ from ..spec import ModelSpec
 from . import chosen_formats
 from .checkpoint import SMALLER, Checkpoint
 from .chosen_formats import LoadOptions
-from .model_weights import Formats, allocate
+from .model_weights import Formats
 from .mtp.find import gap_of, layer_of
-from .targets import Target, targets
+from .targets import empty_targets
 
 STORED = {"bfloat16": "bf16", "float16": "f16", "float32": "f32"}
 
@@ -67,14 +67,15 @@ def imagine(model: str | dict[str, Any], options: LoadOptions, **where: Any) -> 
 def _formats(config: dict[str, Any], family: Family, spec: ModelSpec, options: LoadOptions) -> Formats:
     """The formats asked for; "native" is that of the dtype option, or the config's own dtype."""
     stored = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").removeprefix("torch.")
-    return chosen_formats.of_options(spec, _wanted(spec, family.tensors), options, FORMATS[STORED.get(stored, "bf16")])
+    plain = FORMATS[STORED.get(stored, "bf16")]
+    return chosen_formats.of_options(spec, empty_targets(spec, family.tensors), options, plain)
 
 
 def _of_file(source: Source, spec: ModelSpec, options: LoadOptions) -> Formats:
     """The formats of a GGUF file's tensors, where no others are asked for; raises CheckpointError for one that is not
     there, or of a type without kernels."""
     found = {tensor.name: tensor for tensor in source.tensors or ()}
-    wanted = {name: target for name, target in _wanted(spec, names_of(found)).items() if target.group}
+    wanted = {name: target for name, target in empty_targets(spec, names_of(found)).items() if target.group}
     for name, target in wanted.items():
         if name not in found or math.prod(found[name].shape) != target.elements:
             raise CheckpointError(
@@ -88,12 +89,6 @@ def _of_file(source: Source, spec: ModelSpec, options: LoadOptions) -> Formats:
     stored = {name: FORMATS[found[name].dtype.lower()] for name in wanted}
     files = {place: Path(source.name) for target in wanted.values() for place in target.places}
     return chosen_formats.of_stored(spec, wanted, stored, files, options)
-
-
-def _wanted(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:
-    """Every tensor that the model has, by its name in the files."""
-    plain = FORMATS["f32"]
-    return targets(spec, names, allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta"))
 
 
 def with_mtp(checkpoint: Checkpoint) -> Checkpoint:

@@ -74,6 +74,9 @@ class Formats:
         )  # fmt: skip
 
 
+PLAIN = Formats(experts=FORMATS["f32"], dense=FORMATS["f32"], embed=FORMATS["f32"])  # where only shapes count
+
+
 def group_of(place: str) -> str:
     """The group of a place of `Formats.own`."""
     role = place.rsplit(".", 1)[-1]

@@ -11,11 +11,11 @@ from ..families.family import TensorNames
 from ..spec import ModelSpec
 from . import mixers
 from .mixers.target import Change, Named, Piece, Target, vector, whole
-from .model_weights import LayerWeights, ModelWeights, TierBanks
+from .model_weights import PLAIN, LayerWeights, ModelWeights, TierBanks, allocate
 from .mtp.weights import MtpWeights
 from .tables import gated, grams
 
-__all__ = ["Piece", "Target", "of_mtp", "targets"]
+__all__ = ["Piece", "Target", "empty_targets", "of_mtp", "targets"]
 
 Parts = tuple[Part, ...]
 
@@ -42,6 +42,11 @@ def targets(spec: ModelSpec, names: TensorNames, weights: ModelWeights) -> dict[
         prefix = names.layer.format(layer=i)
         found.update({prefix + name: target for name, target in _layer(spec, names, layer, i, norm)})
     return found
+
+
+def empty_targets(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:
+    """The same without memory: names and shapes do not depend on formats."""
+    return targets(spec, names, allocate(spec, PLAIN, "meta"))
 
 
 def of_mtp(spec: ModelSpec, names: TensorNames, it: MtpWeights) -> dict[str, Target]:

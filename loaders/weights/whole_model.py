@@ -12,7 +12,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ...errors import CheckpointError
-from ...kernels import FORMATS
 from ..families import Family, TensorNames
 from ..families.quantisation import Quantisation
 from ..files import recognise, safetensors, weight_files
@@ -21,12 +20,11 @@ from ..files.weight_files import Problem, WeightSet
 from ..quantised.gather import gather, without_zero_biases
 from ..spec import ModelSpec
 from . import left_over, stored_names, tied_head
-from .model_weights import Formats, allocate
 from .mtp import find as mtp_find
 from .mtp import of_folder
 from .mtp.asked import MtpAsked
 from .tables import row_table
-from .targets import Target, targets
+from .targets import Target, empty_targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +92,7 @@ def _try(
         return Problem(f"{files.label} cannot be read", error)
     entries = _without_ignored(entries, ignored, notes)
     names = tied_head.names_as_stored(stored_names.as_stored(entries, family, spec, notes), spec, entries)
-    wanted = _targets(spec, names)
+    wanted = empty_targets(spec, names)
     missing = [name for name in wanted if name not in entries]
     if missing:
         lacks = left_over.missing(directory, missing, entries, wanted, family)
@@ -126,7 +124,7 @@ def _finished(
     """The chosen model, its head looked at and nothing of it left over."""
     spec = tied_head.as_stored(found.spec, found.names, found.entries, notes)
     if spec is not found.spec:
-        found = replace(found, spec=spec, wanted=_targets(spec, found.names))
+        found = replace(found, spec=spec, wanted=empty_targets(spec, found.names))
     found = replace(found, entries=without_zero_biases(found.entries, found.wanted, notes))
     kept = row_table.find(directory, found.entries, spec, found.names)
     known = {*found.wanted, *(name for parts in kept.values() for name in parts)}
@@ -141,12 +139,6 @@ def _finished(
         found, spec=replace(spec, mtp=ahead.layer), entries={**found.entries, **ahead.entries},
         wanted={**found.wanted, **ahead.wanted}, mtp_names=ahead.names,
     )  # fmt: skip
-
-
-def _targets(spec: ModelSpec, names: TensorNames) -> dict[str, Target]:
-    """What is wanted, without memory: names and shapes are the same in every format."""
-    plain = FORMATS["f32"]
-    return targets(spec, names, allocate(spec, Formats(experts=plain, dense=plain, embed=plain), "meta"))
 
 
 def _without_ignored(entries: dict[str, Entry], patterns: Collection[str], notes: list[str]) -> dict[str, Entry]:
