@@ -7,7 +7,7 @@ the time of that cause were gone: 1 / (t - t_cause) - 1 / t. Without a model cau
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from ...kernels.context import Context
@@ -49,13 +49,9 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loss:
-    """One line of the diagnosis; `tok_s` and `share` are None where the loss is not known."""
+class Loss(Finding):
+    """One line of the diagnosis; `tok_s` is None where the loss is not known."""
 
-    cause: str
-    seen: str
-    remedy: str
-    share: float | None
     tok_s: float | None = None
 
 
@@ -81,7 +77,7 @@ def short_run(llm: LLM) -> Step:
 
 def diagnose(findings: Iterable[Finding], step: Step | None, in_caches: bool = False) -> list[Loss]:
     """Losses, the largest known first. Of a model that the caches hold no time is divided: memory does not bound it."""
-    found = [Loss(cause=f.cause, seen=f.seen, remedy=f.remedy, share=f.share) for f in findings]
+    found = [Loss(**vars(finding)) for finding in findings]
     if step is not None and not in_caches:
         found += list(_of_step(step))
     if step is not None:
@@ -120,8 +116,7 @@ def _of_step(step: Step) -> Iterable[Loss]:
 def _priced(loss: Loss, seconds: float) -> Loss:
     if loss.share is None:
         return loss
-    gained = 1 / (seconds * (1 - loss.share)) - 1 / seconds
-    return Loss(cause=loss.cause, seen=loss.seen, remedy=loss.remedy, share=loss.share, tok_s=gained)
+    return replace(loss, tok_s=1 / (seconds * (1 - loss.share)) - 1 / seconds)
 
 
 def findings(profile: Profile, context: Context) -> list[Finding]:
