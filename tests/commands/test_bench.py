@@ -35,7 +35,6 @@ from headrace.engine.terminal.bench.bench_curves import Result
 from headrace.kernels import reference
 from headrace.kernels.context import Context
 from headrace.loaders import memory
-from headrace.loaders.families import FAMILIES
 from headrace.loaders.weights import imagined
 from headrace.loaders.weights.checkpoint import LoadOptions
 
@@ -150,11 +149,10 @@ def test_pinning_goes_by_the_same_limit(library: str, monkeypatch: pytest.Monkey
             assert llm.parts.expert_arena.is_whole == is_whole
 
 
-def test_a_family_that_is_only_planned_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All run: one is made to lack what it takes."""
-    monkeypatch.delitem(FAMILIES, "kimi_k3")
-    with pytest.raises(ConfigError, match=r"kimi_k3.*headrace plan"):
-        imagined.imagine("Kimi-K3", LoadOptions())
+def test_a_family_that_is_only_planned_is_refused() -> None:
+    """One that nobody wrote down, with the usual names of sizes."""
+    with pytest.raises(ConfigError, match=r"brook_moe.*headrace plan"):
+        imagined.imagine({**CONFIG, "model_type": "brook_moe"}, LoadOptions())
 
 
 def test_a_catalogue_without_a_value_says_which() -> None:
