@@ -1,4 +1,4 @@
-"""Bytes and counts as a person reads them. Knows no model and no run, and imports nothing."""
+"""Bytes and counts as a person reads them, numbers as JSON has them. Knows no model and no run, and imports nothing."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def size(count: float) -> str:
 def count(parameters: float) -> str:
     """Parameters as a person reads them."""
     return f"{parameters / 1e9:.3f} B" if parameters >= 1e8 else f"{parameters / 1e6:.2f} M"
+
+
+def rounded(value: float | None) -> float | None:
+    """With three digits behind the point, as JSON has it."""
+    return None if value is None else round(value, 3)

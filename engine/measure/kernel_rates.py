@@ -91,12 +91,10 @@ def measure(
     )
 
 
-def measure_formats(
-    context: Context, formats: Collection[str], rounds: int = ADDED_ROUNDS, arena_bytes: int | None = None
-) -> FormatRates:
+def measure_formats(context: Context, formats: Collection[str]) -> FormatRates:
     """The rates of these formats alone, to be added to a profile; a second each and up to 2 GB of memory."""
-    others, pace, arena = Strangers(), Pace(context), reserve(arena_bytes)
-    samples = sample(list(_of_formats(context, arena, formats)), arena.numel(), rounds, pace)
+    others, pace, arena = Strangers(), Pace(context), reserve(None)
+    samples = sample(list(_of_formats(context, arena, formats)), arena.numel(), ADDED_ROUNDS, pace)
     rate = typical(samples, best([one.pace_s for many in samples.values() for one in many]))
     return replace(_by_format(rate, formats), busy=others.cores())
 

@@ -37,6 +37,7 @@ from ..bandwidth_model.roofline import (
 from ..ledger.passes import CPU_DRAM, H2D, Prediction
 from ..placement.placement import channel
 from ..placement.tier_memory import TierMemory
+from ..units import size
 from .articles import distinct_experts
 from .layouts import CPU, DISK, Placement, table_of
 from .storage import LayerBytes, Storage
@@ -129,6 +130,11 @@ class Rated:
     @property
     def fits(self) -> bool:
         return all(tier.fits for tier in self.memory.values())
+
+    @property
+    def lacks(self) -> str:
+        """What is missing where it does not fit, as a person reads it."""
+        return ", ".join(f"{name} lacks {size(tier.missing)}" for name, tier in self.memory.items() if not tier.fits)
 
     def decode_tok_s(self, batch: int) -> Range | None:
         """Tokens per second of all sequences together."""

@@ -10,7 +10,6 @@ from ....loaders.architecture.architecture import Architecture
 from ...bandwidth_model.hardware import ENDS, FIXED, Hardware
 from ...bandwidth_model.network.hops import Hop
 from ...ledger.passes import CPU_DRAM, NET
-from ...units import size
 from ..layouts import CPU, Demand
 from ..speed import Model, Rated, Workload
 from .by_experts import ByExperts
@@ -147,7 +146,7 @@ def _why(one: Rated, other: Rated, experts: ByExperts, layers: ByLayers) -> list
     gpus = experts.engine.hardware.gpus
     left_out = [f"layers on hosts leave out {gpus[0].name}"] if gpus else []
     if one.decode is None or other.decode is None:
-        short = [f"{rated.placement.name} do not fit: {_missing(rated)}" for rated in (one, other) if not rated.fits]
+        short = [f"{rated.placement.name} do not fit: {rated.lacks}" for rated in (one, other) if not rated.fits]
         return [*short, *left_out]
     by_experts, by_layers = one.decode["mid"], other.decode["mid"]
     times = by_layers.seconds / by_experts.seconds
@@ -169,7 +168,3 @@ def _why(one: Rated, other: Rated, experts: ByExperts, layers: ByLayers) -> list
 
 def _sequences(batch: int) -> str:
     return "one sequence" if batch == 1 else f"{batch} sequences together"
-
-
-def _missing(rated: Rated) -> str:
-    return ", ".join(f"{name} lacks {size(tier.missing)}" for name, tier in rated.memory.items() if not tier.fits)

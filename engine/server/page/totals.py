@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from ...units import rounded
 from ..generation import Generation
 
 RATE_S = 1.0  # rates are those of at least so long
@@ -108,8 +109,3 @@ def reason_of(generation: Generation) -> str:
         return "cancelled" if getattr(generation.request.error, "code", None) == "cancelled" else "error"
     found = generation.request.sequence.finish_reason
     return "cancelled" if found in (None, "interrupted") else found
-
-
-def rounded(value: float | None) -> float | None:
-    """With three digits behind the point, as JSON has it."""
-    return None if value is None else round(value, 3)

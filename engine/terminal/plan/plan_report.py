@@ -20,7 +20,7 @@ from ...planning.hosts.comparison import Hosted
 from ...planning.own_layer.drafting import OwnDrafts
 from ...planning.plan import Plan
 from ...planning.speed import Drafted, Rated
-from ...units import GB, count, size
+from ...units import GB, count, rounded, size
 from ..tables import new_table
 
 
@@ -146,17 +146,13 @@ def placements_table(plan: Plan) -> Table:
     title = f"tokens/s: batch {options.batch}, context {options.context}, prompt {prompt} (* best)"
     shown = new_table(title, "placement", "decode", "prefill", "bound by")
     for rated in plan.rated:
-        bound = rated.decode["mid"].bottleneck if rated.decode else _missing(rated)
+        bound = rated.decode["mid"].bottleneck if rated.decode else rated.lacks
         decode, prefill = rated.decode_tok_s(options.batch), rated.prefill_tok_s(prompt)
         mark = "* " if rated is plan.best and rated.fits else "  "
         shown.add_row(mark + rated.placement.name, _speed(decode), _speed(prefill), bound)
     if plan.simple_tok_s is not None:
         shown.add_row("the plain sum", f"{plan.simple_tok_s:.1f}", "-", "nominal, one sequence")
     return shown
-
-
-def _missing(rated: Rated) -> str:
-    return ", ".join(f"{name} lacks {size(t.missing)}" for name, t in rated.memory.items() if not t.fits)
 
 
 def memory_table(plan: Plan, rated: Rated) -> Table:
@@ -335,11 +331,11 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "n_cpu_moe": n_cpu_moe(plan),
         "n_cpu_moe_rule_of_thumb": plan.rule.n_cpu_moe if plan.rule else None,
         "estimate": plan.options.model,
-        "decode_tok_s": _rounded(decode.mid if decode else None),
-        "decode_tok_s_range": [_rounded(decode.low), _rounded(decode.high)] if decode else None,
-        "prefill_tok_s": _rounded(prefill.mid if prefill else None),
-        "prefill_tok_s_range": [_rounded(prefill.low), _rounded(prefill.high)] if prefill else None,
-        "simple_decode_tok_s": _rounded(plan.simple_tok_s),
+        "decode_tok_s": rounded(decode.mid if decode else None),
+        "decode_tok_s_range": [rounded(decode.low), rounded(decode.high)] if decode else None,
+        "prefill_tok_s": rounded(prefill.mid if prefill else None),
+        "prefill_tok_s_range": [rounded(prefill.low), rounded(prefill.high)] if prefill else None,
+        "simple_decode_tok_s": rounded(plan.simple_tok_s),
         "ms_by_tier": {tier: round(s * 1e3, 4) for tier, s in step.terms.items()} if step else {},
         "bottleneck": step.bottleneck if step else None,
         "placements": [_rated_json(r, plan) for r in plan.rated],
@@ -354,10 +350,10 @@ def _hosts_json(hosted: Hosted, plan: Plan) -> dict[str, Any]:
     there = [
         {
             "name": hop.name,
-            "ram_gbs": _rounded(hop.device.bandwidth.mid / GB),
-            "link_gbs": _rounded(hop.rate.mid / GB),
-            "round_trip_us": _rounded(hop.round_trip.mid * 1e6),
-            "experts_share": _rounded(share),
+            "ram_gbs": rounded(hop.device.bandwidth.mid / GB),
+            "link_gbs": rounded(hop.rate.mid / GB),
+            "round_trip_us": rounded(hop.round_trip.mid * 1e6),
+            "experts_share": rounded(share),
             "layers": len(run),
         }
         for hop, share, run in zip(hosted.hops, hosted.shares[1:], hosted.runs[1:], strict=True)
@@ -392,11 +388,7 @@ def _rated_json(rated: Rated, plan: Plan) -> dict[str, Any]:
         "placement": rated.placement.name,
         "n_cpu_moe": rated.placement.n_cpu_moe,
         "fits": rated.fits,
-        "decode_tok_s": _rounded(decode.mid if decode else None),
-        "prefill_tok_s": _rounded(prefill.mid if prefill else None),
+        "decode_tok_s": rounded(decode.mid if decode else None),
+        "prefill_tok_s": rounded(prefill.mid if prefill else None),
         "bottleneck": rated.decode["mid"].bottleneck if rated.decode else None,
     }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
