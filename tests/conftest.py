@@ -31,12 +31,16 @@ from headrace.kernels import FORMATS
 
 torch.set_num_threads(1)
 
+import stand_in_gpu
+
 from headrace import cli
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
+from headrace.engine.cuda_graphs import signals
 from headrace.engine.measure import attention_products, tile_thresholds, weight_prefetch
+from headrace.engine.memory import kv_budget
 from headrace.kernels.context import ISA, NEVER, THREADS, Context
-from headrace.kernels.formats import BLOCK
+from headrace.kernels.formats import BLOCK, KV_F32
 from headrace.kernels.isa import kernels_digest
 from headrace.loaders.weights import noise
 
@@ -295,3 +299,16 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path.touch()
     monkeypatch.setenv("FAKE_CUDA_LOG", str(path))
     return path
+
+
+@pytest.fixture
+def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> stand_in_gpu.StandIn:
+    """The stand-in for a GPU, with the probe's answer known."""
+    monkeypatch.setattr(signals, "probe", lambda *_: stand_in_gpu.WORKS)
+    return stand_in_gpu.install(monkeypatch, library)
+
+
+@pytest.fixture
+def float32_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantised models keep keys and values in bfloat16, which is more than is to be seen by their logits."""
+    monkeypatch.setattr(kv_budget, "kv_format", lambda *_: KV_F32)

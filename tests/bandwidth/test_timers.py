@@ -18,8 +18,6 @@ from slow_stream import SlowStream, layer_of
 from terminal import folded
 
 from headrace import LLM, SamplingParams
-from headrace.engine.cuda_graphs import signals
-from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.devices import streams
 from headrace.engine.devices.streams import CudaStream, HostStream
 from headrace.engine.experts.streaming import Ring, by_number, chosen_numbers
@@ -323,13 +321,6 @@ def test_an_error_in_a_pass_leaves_nothing_to_the_next() -> None:
 
 
 # ---- graphs
-
-
-@pytest.fixture
-def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> stand_in_gpu.StandIn:
-    works = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 9.0, 3.0), strict=True)}
-    monkeypatch.setattr(signals, "probe", lambda *_: works)
-    return stand_in_gpu.install(monkeypatch, library)
 
 
 @pytest.mark.parametrize("options", [{"cpu_moe": True}, {"n_cpu_moe": 3}, {"placement": "gpu"}])

@@ -16,7 +16,7 @@ import stand_in_gpu
 import torch
 from busy import HANG_S, regions, undisturbed
 from placements import placed
-from stand_in_gpu import StandIn
+from stand_in_gpu import WORKS, StandIn
 
 from headrace import LLM, DeviceError, EngineConfig, OptionError, SamplingParams
 from headrace.engine.bench.random_weights import random_llm
@@ -24,7 +24,7 @@ from headrace.engine.core import build as build_module
 from headrace.engine.core.experts import made
 from headrace.engine.cuda_graphs import saved_trials, signal_choice, signals
 from headrace.engine.cuda_graphs.gpu_runtime import find
-from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
+from headrace.engine.cuda_graphs.signals import Trial
 from headrace.engine.devices import device as devices
 from headrace.engine.measure import tile_thresholds
 from headrace.engine.placement.placement import Tier
@@ -40,14 +40,6 @@ PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold
 GREEDY = SamplingParams(max_new_tokens=12, ignore_eos=True)
 SPLIT = {"version": 1, "default": "gpu0", "rules": [{"layers": "0-5", "experts": "0-9", "tier": "cpu"},
                                                     {"layers": 6, "tier": "cpu"}]}  # fmt: skip
-WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 9.0, 3.0), strict=True)}
-
-
-@pytest.fixture
-def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """The stand-in, with the probe's answer known."""
-    monkeypatch.setattr(signals, "probe", lambda *_: WORKS)
-    return stand_in_gpu.install(monkeypatch, library)
 
 
 @pytest.fixture

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import tiny
-import torch
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
+from family_runs import prompt
+
 from headrace import LLM, SamplingParams
 
 TOLERANCE = 1e-4  # as against transformers; a state that every token changes magnifies rounding, of either side
@@ -41,10 +42,6 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "gemma4_text": {"layer_types": ["sliding_attention", "full_attention"]},
 }  # fmt: skip
-
-
-def prompt(length: int, seed: int) -> list[int]:
-    return torch.randint(3, 160, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 # Those whose steps have more of a sequence than pages: a window's own pool, a latent, a state, keys that are values.

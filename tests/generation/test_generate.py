@@ -16,6 +16,7 @@ import tiny
 import tiny_tokenizer
 import torch
 from cores import CORES
+from family_runs import prompt as ids
 from refusals import edit_json
 from transformers import PreTrainedModel
 
@@ -34,10 +35,6 @@ def greedy(new: int, **params: object) -> SamplingParams:
 @pytest.fixture(scope="module")
 def llm(checkpoints: Checkpoints) -> LLM:
     return LLM(str(checkpoints("qwen3_moe")), dtype="float32")
-
-
-def ids(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(3, 160, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def test_stream_gives_what_generate_gives(llm: LLM) -> None:

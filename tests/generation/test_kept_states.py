@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from family_runs import prompt
 
 from headrace import LLM, SamplingParams
 from headrace.engine.generation.schedule.state_slots import StateSlots
@@ -19,10 +19,6 @@ VARIANTS = ["qwen3_next", "qwen3_5_moe_text", "lfm2_moe", "granitemoehybrid-grou
 
 def load(path: Path, **options: object) -> LLM:
     return LLM(str(path), kernels="reference", dtype="float32", **{"max_context": 200, "max_sequences": 2, **options})
-
-
-def prompt(length: int, seed: int) -> list[int]:
-    return torch.randint(3, 160, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def run(llm: LLM, ids: list[int], params: SamplingParams = FEW) -> tuple[list[int], int]:

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from family_runs import prompt
 
 from headrace import LLM, SamplingParams
 from headrace.engine.bandwidth_model.flop_counts import intensity
@@ -40,10 +41,6 @@ NEW_KINDS = [
 
 def load(path: Path, **options: object) -> LLM:
     return LLM(str(path), kernels="reference", dtype="float32", **options)
-
-
-def prompt(length: int, seed: int) -> list[int]:
-    return torch.randint(3, 160, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def test_a_window_is_read_as_far_as_it_reaches() -> None:

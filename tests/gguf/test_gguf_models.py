@@ -16,10 +16,8 @@ from refusals import refused
 from headrace import LLM
 from headrace.engine.ledger.pass_bytes import EXPERTS
 from headrace.engine.ledger.passes import CPU_DRAM
-from headrace.engine.memory import kv_budget
 from headrace.errors import CheckpointError, ConfigError
 from headrace.kernels.blocks.ggml import FILE_BLOCKS
-from headrace.kernels.formats import KV_F32
 from headrace.loaders.gguf.runnable import READABLE
 from headrace.loaders.gguf_weights.open_gguf import open_gguf
 from headrace.loaders.weights.chosen_formats import LoadOptions
@@ -29,10 +27,7 @@ PROMPT = [5, 11, 3, 70, 29, 8, 8, 14, 101, 33, 2, 9]
 PLAIN = [name for name in tiny.VARIANTS if name != "mixtral-llama3" and name.split("-")[0] in gguf_files.ARCHS]
 
 
-@pytest.fixture(autouse=True)
-def _float32_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quantised models keep keys and values in bfloat16, which is more than is to be seen here."""
-    monkeypatch.setattr(kv_budget, "kv_format", lambda *_: KV_F32)
+pytestmark = pytest.mark.usefixtures("float32_cache")
 
 
 def logits(model: Path, **options: object) -> torch.Tensor:

@@ -18,10 +18,8 @@ import twin_kimi_k3
 from mixer_types import AS_RELEASED, MIXES
 
 from headrace import LLM
-from headrace.engine.memory import kv_budget
 from headrace.engine.planning.plan import sizes
 from headrace.errors import CheckpointError, ConfigError
-from headrace.kernels.formats import KV_F32
 from headrace.loaders import model_source
 from headrace.loaders.architecture.of_spec import of_spec
 from headrace.loaders.gguf_weights.open_gguf import open_gguf
@@ -40,10 +38,7 @@ VARIANTS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _float32_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quantised models keep keys and values in bfloat16, which is more than is to be seen here."""
-    monkeypatch.setattr(kv_budget, "kv_format", lambda *_: KV_F32)
+pytestmark = pytest.mark.usefixtures("float32_cache")
 
 
 def logits(model: Path, **options: object) -> torch.Tensor:

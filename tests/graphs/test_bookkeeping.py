@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_in_gpu
 import torch
 from stand_in_gpu import StandIn, StreamRecorder
 from torch import Tensor
 
 from headrace import LLM, HeadraceError, OptionError, SamplingParams
-from headrace.engine.cuda_graphs import signals
-from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.experts.tiered import TieredExperts
 from headrace.engine.generation.sampler import sample
 from headrace.engine.ledger.ledger import Ledger
@@ -25,12 +22,6 @@ from headrace.kernels import Ops
 PROMPT = "In the beginning"
 GREEDY = SamplingParams(max_new_tokens=6, ignore_eos=True)
 SLOW = 0.004  # seconds
-
-
-@pytest.fixture
-def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    monkeypatch.setattr(signals, "probe", lambda *_: {name: Trial(name=name, us=5.0) for name in VARIANTS})
-    return stand_in_gpu.install(monkeypatch, library)
 
 
 def load(**options: Any) -> LLM:

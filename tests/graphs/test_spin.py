@@ -6,19 +6,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_in_gpu
 import torch
 from stand_in_gpu import StandIn
 
 pytest.importorskip("triton", reason="the GPU kernels need Triton", exc_type=ImportError)
 
 from headrace import LLM, DeviceError, SamplingParams
-from headrace.engine.cuda_graphs import signals
-from headrace.engine.cuda_graphs.signals import VARIANTS, Spin, Trial
+from headrace.engine.cuda_graphs.signals import Spin
 from headrace.kernels import FORMATS, ExpertLayout, load
 from headrace.kernels.cases.case import RandomSource
 from headrace.kernels.context import Context
@@ -127,12 +124,6 @@ def test_a_wait_that_gave_up_is_an_error(mailbox: Mailbox) -> None:
 
 
 # ---- a model
-
-
-@pytest.fixture
-def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    monkeypatch.setattr(signals, "probe", lambda *_: {n: Trial(name=n, us=5.0) for n in VARIANTS})
-    return stand_in_gpu.install(monkeypatch, library)
 
 
 def test_a_model_says_the_same(gpu: StandIn) -> None:

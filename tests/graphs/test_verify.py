@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_in_gpu
 import torch
 from busy import undisturbed
-from stand_in_gpu import StandIn, StreamRecorder
+from stand_in_gpu import WORKS, StandIn, StreamRecorder
 from torch import Tensor
 
 from headrace import LLM, DeviceError, OptionError, SamplingParams
@@ -30,15 +29,7 @@ from headrace.engine.terminal import generate_report
 
 PROMPTS = ["In the beginning", "And it came to pass, when the children", "Behold,"]
 GREEDY = SamplingParams(max_new_tokens=8, ignore_eos=True)
-WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 9.0, 3.0), strict=True)}
 Pace = Callable[[float, float], list[str]]
-
-
-@pytest.fixture
-def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """The stand-in, with the probe's answer known."""
-    monkeypatch.setattr(signals, "probe", lambda *_: WORKS)
-    return stand_in_gpu.install(monkeypatch, library)
 
 
 @pytest.fixture

@@ -8,25 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_in_gpu
 import torch
 from stand_in_gpu import StandIn
 
 from headrace import LLM, SamplingParams
-from headrace.engine.cuda_graphs import signals
-from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.model.kv_cache import PAGE, KeysAndValues
 
 Checkpoints = Callable[[str], Path]
 LONG = SamplingParams(max_new_tokens=80, ignore_eos=True)
 PROMPTS = [torch.randint(3, 160, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (90, 33, 2)]
-
-
-@pytest.fixture
-def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """The stand-in, with the probe's answer known."""
-    monkeypatch.setattr(signals, "probe", lambda *_: {name: Trial(name=name, us=5.0) for name in VARIANTS})
-    return stand_in_gpu.install(monkeypatch, library)
 
 
 def load(path: Path, **options: Any) -> LLM:

@@ -3,12 +3,11 @@ is known of these models, and what of such a config is refused."""
 
 from __future__ import annotations
 
-import copy
 import math
 from typing import Any
 
 import pytest
-from released.count import parameters
+from released.count import parameters, spec
 from released.mixers import (
     DEEPSEEK_V2,
     DEEPSEEK_V2_LITE,
@@ -30,14 +29,7 @@ from headrace.kernels.recipes import GEGLU
 from headrace.loaders.architecture.by_name.text_part import text_part
 from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
-from headrace.loaders.spec import AttentionSpec, DeltaSpec, LatentSpec, ModelSpec
-
-
-def spec(values: dict[str, Any], **changes: Any) -> ModelSpec:
-    """The spec of the text model of a config with changes; ... takes a key away."""
-    text, _ = text_part(copy.deepcopy(values))
-    text = {key: value for key, value in {**text, **changes}.items() if value is not Ellipsis}
-    return spec_of(ConfigReader(text, "config.json"))[1]
+from headrace.loaders.spec import AttentionSpec, DeltaSpec, LatentSpec
 
 
 def latent(values: dict[str, Any], **changes: Any) -> LatentSpec:

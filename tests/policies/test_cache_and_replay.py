@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_in_gpu
 from cached import Unsteady, load, made, recorded, replayed, say
+from stand_in_gpu import StandIn
 
-from headrace.engine.cuda_graphs import signals, verify
+from headrace.engine.cuda_graphs import verify
 from headrace.engine.cuda_graphs.saved_trials import StepTimes
-from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.planning.replays import Replays
 from headrace.engine.policies import registry
 
 Recorded = tuple[list[list[int]], Replays]
 SHARES = (0.07, 0.3, 0.65)  # of all experts: less than a step's choices, some of them, most
-WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 9.0, 3.0), strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -76,17 +74,16 @@ def test_the_policy_of_the_docs_runs_in_the_engine(runs: dict[int, Recorded]) ->
 
 
 @pytest.fixture
-def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> stand_in_gpu.StandIn:
-    """The stand-in, with the probe's answer known, and graphs that are faster than steps by hand."""
-    monkeypatch.setattr(signals, "probe", lambda *_: WORKS)
+def gpu(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Whose graphs are faster than steps by hand."""
     monkeypatch.setattr(verify, "_time", lambda *_: StepTimes(graph_s=0.003, eager_s=0.004))
-    return stand_in_gpu.install(monkeypatch, library)
+    return gpu
 
 
 @pytest.mark.parametrize("batch", [1, 4])
 @pytest.mark.parametrize("name", [name for name in registry.BOX if name != "second-gpu"])
 def test_steps_that_are_graphs_count_as_a_late_replay(
-    name: str, batch: int, runs: dict[int, Recorded], gpu: stand_in_gpu.StandIn
+    name: str, batch: int, runs: dict[int, Recorded], gpu: StandIn
 ) -> None:
     said, of = runs[batch]
     budget = int(0.3 * of.shape.nbytes)
@@ -101,7 +98,7 @@ def test_steps_that_are_graphs_count_as_a_late_replay(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_policy_without_sense_behind_graphs(seed: int, runs: dict[int, Recorded], gpu: stand_in_gpu.StandIn) -> None:
+def test_a_policy_without_sense_behind_graphs(seed: int, runs: dict[int, Recorded], gpu: StandIn) -> None:
     said, of = runs[4]
     with load(Unsteady(seed), expert_cache="40%", max_sequences=4) as llm:
         assert llm.parts.graphed is not None

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_in_gpu
 import torch
 from cached import PROMPTS, Unsteady, load, made, recorded, say
-from shared_blocks import TIGHT, WORKS, Of, counted, unsettled
+from shared_blocks import TIGHT, Of, counted, unsettled
+from stand_in_gpu import StandIn
 
 from headrace import LLM, SamplingParams
-from headrace.engine.cuda_graphs import signals, verify
+from headrace.engine.cuda_graphs import verify
 from headrace.engine.cuda_graphs.saved_trials import StepTimes
 from headrace.engine.experts.cache import report
 from headrace.engine.experts.cache.expert_cache import ExpertCache
@@ -42,10 +42,10 @@ def of(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[list[int]], Repla
 
 
 @pytest.fixture
-def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> stand_in_gpu.StandIn:
-    monkeypatch.setattr(signals, "probe", lambda *_: WORKS)
+def gpu(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Whose graphs are faster than steps by hand."""
     monkeypatch.setattr(verify, "_time", lambda *_: StepTimes(graph_s=0.003, eager_s=0.004))
-    return stand_in_gpu.install(monkeypatch, library)
+    return gpu
 
 
 class Room(Unsteady):
@@ -73,7 +73,7 @@ def test_budgets_that_change_by_chance(name: str, of: Of) -> None:
 
 
 @pytest.mark.parametrize("name", [*BOX, "belady", "room"])
-def test_the_same_where_steps_are_graphs(name: str, of: Of, gpu: stand_in_gpu.StandIn) -> None:
+def test_the_same_where_steps_are_graphs(name: str, of: Of, gpu: StandIn) -> None:
     """On a driver whose streams are threads."""
     said, known = of
     policy, again = twice(name, known)

@@ -8,14 +8,14 @@ from typing import Any
 
 import gguf_files
 import pytest
-import stand_in_gpu
 import tiny
 from cached import load, recorded, replayed, say
-from shared_blocks import TIGHT, WORKS, Of, counted, unsettled
+from shared_blocks import TIGHT, Of, counted, unsettled
 from sizes import MIXED, policies
+from stand_in_gpu import StandIn
 
 from headrace import LLM, SamplingParams
-from headrace.engine.cuda_graphs import signals, verify
+from headrace.engine.cuda_graphs import verify
 from headrace.engine.cuda_graphs.saved_trials import StepTimes
 from headrace.engine.experts.cache.expert_cache import ExpertCache
 from headrace.engine.placement.placement import Tier
@@ -41,10 +41,10 @@ def of(tmp_path_factory: pytest.TempPathFactory) -> Of:
 
 
 @pytest.fixture
-def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> stand_in_gpu.StandIn:
-    monkeypatch.setattr(signals, "probe", lambda *_: WORKS)
+def gpu(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Whose graphs are faster than steps by hand."""
     monkeypatch.setattr(verify, "_time", lambda *_: StepTimes(graph_s=0.003, eager_s=0.004))
-    return stand_in_gpu.install(monkeypatch, library)
+    return gpu
 
 
 def cache_of(llm: LLM) -> ExpertCache:
@@ -90,7 +90,7 @@ def test_the_same_where_the_kv_cache_takes_room_by_chance(name: str, of: Of) -> 
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if name != "second-gpu"])
-def test_the_same_where_steps_are_graphs(name: str, of: Of, gpu: stand_in_gpu.StandIn) -> None:
+def test_the_same_where_steps_are_graphs(name: str, of: Of, gpu: StandIn) -> None:
     said, known = of
     policy, again = policies(name, known)
     with load(policy, **LIMIT) as llm:

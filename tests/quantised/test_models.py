@@ -17,10 +17,8 @@ from safetensors.torch import save_file
 from headrace import LLM
 from headrace.engine.ledger.pass_bytes import EXPERTS
 from headrace.engine.ledger.passes import CPU_DRAM
-from headrace.engine.memory import kv_budget
 from headrace.engine.memory.deciding import storage_of
 from headrace.engine.planning import plan
-from headrace.kernels.formats import KV_F32
 from headrace.loaders import model_source
 from headrace.loaders.weights import converted
 from headrace.loaders.weights.checkpoint import open_directory
@@ -44,9 +42,7 @@ MODELS = {
 FAMILY = {kind: list(MODELS)[i % len(MODELS)] for i, kind in enumerate(KINDS)}
 
 
-@pytest.fixture(autouse=True)
-def _float32_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_budget, "kv_format", lambda *_: KV_F32)
+pytestmark = pytest.mark.usefixtures("float32_cache")
 
 
 def logits(model: Path, **options: object) -> torch.Tensor:

@@ -15,11 +15,9 @@ from quantised_files import KINDS
 from safetensors.torch import load_file, save_file
 
 from headrace import LLM, kernels
-from headrace.engine.memory import kv_budget
 from headrace.engine.memory.deciding import storage_of
 from headrace.engine.planning.plan import sizes
 from headrace.kernels.context import Context
-from headrace.kernels.formats import KV_F32
 from headrace.loaders import model_source
 from headrace.loaders.weights.checkpoint import open_directory
 from headrace.loaders.weights.chosen_formats import LoadOptions
@@ -46,9 +44,7 @@ SIZES: dict[str, dict[str, int]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _float32_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kv_budget, "kv_format", lambda *_: KV_F32)
+pytestmark = pytest.mark.usefixtures("float32_cache")
 
 
 def logits(model: Path) -> torch.Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
+from family_runs import prompt
 from scripted_drafts import Script, speculate
 
 from headrace import LLM, SamplingParams
@@ -28,10 +28,6 @@ HOW = {
     ),
     "likelihoods": SamplingParams(max_new_tokens=40, ignore_eos=True, temperature=0.6, seed=5, logprobs=3),
 }  # fmt: skip
-
-
-def prompt(length: int, seed: int) -> list[int]:
-    return torch.randint(3, 160, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 PROMPTS = [prompt(41, 1), prompt(37, 2), prompt(63, 3)]

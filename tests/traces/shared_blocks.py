@@ -7,13 +7,11 @@ from itertools import pairwise
 from typing import Any
 
 from headrace import LLM
-from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 from headrace.engine.experts.cache.expert_cache import ExpertCache
 from headrace.engine.model.lent_pages import LentPages
 from headrace.engine.planning.replays import Replays
 from headrace.engine.policies.replay.replay import replay
 
-WORKS = {name: Trial(name=name, us=us) for name, us in zip(VARIANTS, (5.0, 60.0, 9.0, 3.0), strict=True)}
 TIGHT: dict[str, Any] = {"vram_limit": 0.012, "max_context": 512, "max_sequences": 4, "prefill_chunk": 64}
 
 Of = tuple[list[list[int]], Replays]  # what the model says alone, and the trace of that

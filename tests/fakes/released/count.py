@@ -1,16 +1,25 @@
-"""What a config asks of a checkpoint, in parameters."""
+"""What a released config says, and what it asks of a checkpoint, in parameters."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from headrace.kernels import FORMATS
+from headrace.loaders.architecture.by_name.text_part import text_part
 from headrace.loaders.families import spec_of
 from headrace.loaders.families.config_reader import ConfigReader
 from headrace.loaders.families.family import Family
 from headrace.loaders.spec import ModelSpec
 from headrace.loaders.weights.model_weights import Formats, allocate
 from headrace.loaders.weights.targets import targets
+
+
+def spec(values: dict[str, Any], **changes: Any) -> ModelSpec:
+    """The spec of the text model of a config with changes; ... takes a key away."""
+    text, _ = text_part(copy.deepcopy(values))
+    text = {key: value for key, value in {**text, **changes}.items() if value is not Ellipsis}
+    return spec_of(ConfigReader(text, "config.json"))[1]
 
 
 def parameters(values: dict[str, Any]) -> tuple[int, int]:

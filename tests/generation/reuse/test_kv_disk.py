@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from family_runs import prompt
 
 from headrace import LLM, EngineConfig, OptionError, SamplingParams
 from headrace.engine.core.fingerprint import fingerprint
@@ -42,10 +43,6 @@ class Logits:
 def load(path: Path, folder: Path | None, **options: Any) -> LLM:
     chosen = {"dtype": "float32", "max_context": 256, "max_sequences": 2, "no_measure": True, **options}
     return LLM(str(path), kv_disk=folder, **chosen)
-
-
-def prompt(length: int, seed: int) -> list[int]:
-    return torch.randint(3, 160, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def disk_of(llm: LLM) -> KVDisk:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from family_runs import prompt
 
 from headrace import LLM, OptionError, SamplingParams
 from headrace.engine.bandwidth_model.flop_counts import intensity
@@ -52,10 +53,6 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def load(path: Path, **options: Any) -> LLM:
     chosen = {"dtype": "float32", "kv_format": "q8_0", "max_context": 256, "no_measure": True, **options}
     return LLM(str(path), **chosen)
-
-
-def prompt(length: int, seed: int) -> list[int]:
-    return torch.randint(3, 160, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def logits(path: Path, ids: list[int], **options: Any) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from family_runs import prompt
 
 from headrace import LLM, SamplingParams
 from headrace.engine.generation.schedule import scheduler
@@ -44,10 +45,6 @@ def load_whole(path: Path, **options: Any) -> LLM:
         llm = load(path, **options)
     assert not llm.loop.windows.pools
     return llm
-
-
-def prompt(length: int, seed: int) -> list[int]:
-    return torch.randint(3, 160, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def ask(llm: LLM, ids: list[int], params: SamplingParams = FEW) -> tuple[list[int], int]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from family_runs import prompt as ids
 from refusals import refused
 
 from headrace import LLM, EngineConfig, OptionError, SamplingParams
@@ -26,10 +27,6 @@ LENGTHS, NEW = (70, 3, 150, 41, 1, 96, 17, 64), 40
 PAGES = 6  # of the cache, where there is not room for all
 # Matrices that a team shares out, a context of several pages, prompts that fill more than a tile.
 WIDE: dict[str, Any] = {"hidden_size": 256, "moe_intermediate_size": 192, "intermediate_size": 320, "head_dim": 64}
-
-
-def ids(count: int, seed: int = 0) -> list[int]:
-    return torch.randint(3, 160, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 PROMPTS = [ids(length, number) for number, length in enumerate(LENGTHS)]

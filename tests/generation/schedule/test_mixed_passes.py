@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
+from family_runs import prompt as ids
 
 from headrace import LLM, SamplingParams
 from headrace.engine.generation.outputs import Completion
@@ -16,10 +16,6 @@ from headrace.engine.model.kv_cache import PAGE, PageTable
 
 Checkpoints = Callable[[str], Path]
 PROMPTS, NEW = (40, 3, 150, 70), 60
-
-
-def ids(count: int, seed: int) -> list[int]:
-    return torch.randint(3, 160, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def params(new: int) -> SamplingParams:

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import pytest
-from released.count import parameters
+from released.count import parameters, spec
 from released.kinds import KINDS, LAGUNA_XS, MIMO_V2_FLASH, STEP_35_FLASH, STEP_37_FLASH
 from transformers import LagunaConfig, MiMoV2FlashConfig, PreTrainedConfig
 from transformers.models.step3p7.configuration_step3p7 import Step3p7TextConfig
@@ -17,18 +17,9 @@ from transformers.models.step3p7.configuration_step3p7 import Step3p7TextConfig
 from headrace.errors import ConfigError
 from headrace.loaders.architecture import catalogue
 from headrace.loaders.architecture.by_name.text_part import text_part
-from headrace.loaders.families import spec_of
-from headrace.loaders.families.config_reader import ConfigReader
 from headrace.loaders.spec import AttentionSpec, DenseSpec, ModelSpec, MoeSpec
 
 FULL, SLIDING = "full_attention", "sliding_attention"
-
-
-def spec(values: dict[str, Any], **changes: Any) -> ModelSpec:
-    """The spec of the text model of a config with changes; ... takes a key away."""
-    text, _ = text_part(copy.deepcopy(values))
-    text = {key: value for key, value in {**text, **changes}.items() if value is not Ellipsis}
-    return spec_of(ConfigReader(text, "config.json"))[1]
 
 
 def attention(of: ModelSpec) -> list[AttentionSpec]:
