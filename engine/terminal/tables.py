@@ -54,7 +54,8 @@ class _Whole(Table):
     def _laid_out(self, console: Console, options: ConsoleOptions) -> RenderResult:
         texts = [[_plain(cell) for cell in (column.header, *column.cells)] for column in self.columns]
         most = [max(map(cell_len, "\n".join(cells).split("\n"))) for cells in texts]
-        least = [max(map(_least, cells)) for cells in texts]
+        least = [wide if column.no_wrap else max(map(_least, cells))
+                 for column, cells, wide in zip(self.columns, texts, most, strict=True)]  # fmt: skip
         for column in self.columns:
             column.width = None
         room = options.max_width - Measurement.get(console, options.update(width=10_000), self).maximum + sum(most)

@@ -186,5 +186,5 @@ def test_the_limit_as_asked_or_a_share() -> None:
     with pytest.raises(OptionError, match=r"must be between 0 and the 10\.0 GB"):
         resolve_limit(11.0, 10**10)
     for bad in (-1.0, float("nan"), "101%", "much", True):
-        with pytest.raises(OptionError, match=r"pinned_limit is .*give GB from 0 on, or a share"):
+        with pytest.raises(OptionError, match=r"pinned_limit is .*give GB from 0 on, as 8 or 512MB, or a share"):
             resolve_limit(bad, 10**10)
