@@ -71,9 +71,11 @@ class Request:
         self._ended()
 
     def _ended(self) -> None:
-        if self.keep is not None:
-            self.keep(self.sequence.completion)
-        self.is_open = False
+        try:
+            if self.keep is not None:
+                self.keep(self.sequence.completion)
+        finally:
+            self.is_open = False
 
     def completion(self) -> Completion:
         """What there is so far."""
