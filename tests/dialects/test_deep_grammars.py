@@ -66,13 +66,24 @@ def test_what_is_raised_there_is_raised_here() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        on_a_long_stack(fails)
-    assert on_a_long_stack(threading.current_thread) is not threading.current_thread()
+        on_a_long_stack(fails, 1)
+    assert on_a_long_stack(threading.current_thread, 1) is not threading.current_thread()
     assert threading.stack_size() == 0
 
 
 def test_without_memory_for_a_stack_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(long_stack, "STACK", 1 << 60)
+    monkeypatch.setattr(long_stack, "LEAST", 1 << 60)
     with pytest.raises(OptionError, match="no memory for the thread that compiles a grammar"):
         Grammar.of_regex("a")
     assert threading.stack_size() == 0
+
+
+def test_a_stack_is_as_large_as_its_grammar_may_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short one takes little address space, of which a limit may leave no more."""
+    asked: list[int] = []
+    set_size = threading.stack_size
+    monkeypatch.setattr(threading, "stack_size", lambda size: asked.append(size) or set_size(size))
+    for length in (0, 1000, grammar.MOST_SCHEMA):
+        on_a_long_stack(lambda: None, length)
+    assert asked[::2] == [16 << 20, (16 << 20) + 1000 * (4 << 10), 1 << 30]

@@ -66,7 +66,7 @@ class Grammar:
             raise OptionError(f"the grammar has {len(text)} characters; give {MOST_SCHEMA} at most")
         self.text, self.waking = text, waking
         matcher = library().LLMatcher
-        is_error, messages = on_a_long_stack(lambda: matcher.validate_grammar_with_warnings(text))
+        is_error, messages = on_a_long_stack(lambda: matcher.validate_grammar_with_warnings(text), len(text))
         if is_error:
             raise OptionError(f"the grammar cannot be used: {short(' '.join(messages), 200)}")
 
@@ -199,7 +199,7 @@ class Vocabulary:
 
 
 def _compiled(vocabulary: Any, text: str) -> Any:
-    return on_a_long_stack(lambda: library().LLMatcher(vocabulary, text, log_level=0))
+    return on_a_long_stack(lambda: library().LLMatcher(vocabulary, text, log_level=0), len(text))
 
 
 def _with_marks(tokenizer: str) -> str:
