@@ -199,7 +199,7 @@ def bits(count: int) -> None:
 # ---- filters and methods
 
 
-def format_of(pattern: Any, *values: Any, **named: Any) -> None:
+def format_of(pattern: Any, /, *values: Any, **named: Any) -> None:
     """`%`, and the filter `format`. A mapping's values may be written many times."""
     pattern = str(pattern)
     values = (*values, *named.values())
@@ -236,7 +236,7 @@ def _tabs(text: str, size: Any = 8, **named: Any) -> None:
     made.add(len(text) + text.count("\t") * max(0, size))
 
 
-def _replaced(text: Any, old: Any = "", new: Any = "", *count: Any) -> None:
+def _replaced(text: Any, old: Any = "", new: Any = "", *rest: Any, **named: Any) -> None:
     text, old, new = str(text), str(old), str(new)
     made.add(len(text) + (text.count(old) if old else len(text) + 1) * len(new))
 

@@ -153,9 +153,10 @@ def test_what_templates_do_is_not_refused() -> None:
         "{{ '%s-%d' | format('x', 3) }}{{ '{:>4}'.format(1) }}{{ 'a b'.replace(' ', '_') }}{{ [1] + [2] }}"
         "{{ [1, 2] | sum }}{{ 'x\ny' | indent(2) }}{{ 2 ** 10 }}{{ '=' * 20 }}{{ {'a': [1]} | tojson(indent=1) }}"
         "{{ [1, 2, 3] | batch(2) | list }}{{ 1.25 | round(1) }}{{ 17 % 5 }}{{ '%s' % 'a' }}"
+        "{{ 'xx' | replace('x', 'y', count=1) }}{{ '%(pattern)s' | format(pattern='z') }}"
     )
     assert render(text) == (
-        'hia1None  a  21x-3   1a_b[1, 2]3x\n  y1024===================={\n "a": [\n  1\n ]\n}[[1, 2], [3]]1.22a'
+        'hia1None  a  21x-3   1a_b[1, 2]3x\n  y1024===================={\n "a": [\n  1\n ]\n}[[1, 2], [3]]1.22ayxz'
     )
 
 
