@@ -21,7 +21,7 @@ call it. A policy of one's own is a class with these two methods (docs/policies.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Container, Iterable, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -146,6 +146,8 @@ class Storing(Protocol):
 def experts_of(policy: Policy, when: str, say: Callable[[], Iterable[Key]]) -> list[Key]:
     """The experts that a policy says; raises PolicyError where it fails, or says no pairs."""
     found = _asked(policy, when, say)
+    if isinstance(found, Iterator):  # of a method that yields: its code runs only now
+        found = _asked(policy, when, lambda: list(found))
     try:
         return [(layer, expert) for layer, expert in found]
     except (TypeError, ValueError):

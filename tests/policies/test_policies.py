@@ -242,6 +242,14 @@ class Fails(Says):
         return {}["nothing"]  # type: ignore[no-any-return]
 
 
+class Yields(Says):
+    """One whose mistake is in code that runs when its answer is read."""
+
+    def start(self, shape: Shape, budget: int) -> Iterable[Key]:
+        yield 0, 1
+        yield {}["nothing"]
+
+
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
@@ -264,6 +272,7 @@ class Fails(Says):
         (Says(Moves(evict=(0,))), r"answers evict=\(0,\) at layer 0 of pass 0: give pairs"),
         (Says(start=None), "says None at the start: give pairs of a layer and an expert"),
         (Says(start=[0, 1]), r"says \[0, 1\] at the start: give pairs"),
+        (Yields(), r"failed at the start: KeyError: 'nothing' \(line \d+ of test_policies.py\)"),
         (Fails(), r"failed at layer 0 of pass 0: KeyError: 'nothing' \(line \d+ of test_policies.py\)"),
     ],
 )
