@@ -74,7 +74,7 @@ def _plain(cell: Any) -> str:
 
 def _least(text: str) -> int:
     """Columns that a cell needs so that neither a word nor a number with its unit is torn."""
-    return cell_len(text) if cell_len(text) <= WHOLE else max(map(cell_len, text.split()))
+    return cell_len(text) if cell_len(text) <= WHOLE else max(map(cell_len, text.split()), default=0)
 
 
 def _widths(least: list[int], most: list[int], room: int) -> list[int]:

@@ -23,7 +23,7 @@ from headrace import HeadraceError, OptionError
 from headrace.engine import writable
 from headrace.engine.generation.outputs import Chunk
 from headrace.engine.terminal import output
-from headrace.engine.terminal.tables import Screen
+from headrace.engine.terminal.tables import Screen, new_table
 from headrace.errors import brief, listed, short
 
 # (exit status, standard output, standard error) of a command
@@ -239,6 +239,15 @@ def test_a_file_has_room_for_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS")
     assert Screen(file=io.StringIO()).size.width == 120
     assert Screen(file=io.StringIO(), width=33).size.width == 40
+
+
+def test_a_cell_without_words_is_shown() -> None:
+    """A stranger's name may be spaces alone."""
+    table = new_table("names", "name", "count", "more")
+    table.add_row(" " * 30, "1", "2")
+    out = io.StringIO()
+    Screen(file=out, width=20).print(table)
+    assert "count" in out.getvalue()
 
 
 # ---- files that cannot be written
