@@ -15,8 +15,9 @@ from torch import Tensor
 
 from ...kernels.context import Context
 from ..devices.host import cpu_kernels
+from .kernel_rates import PIECE  # of the profile's own: what starting threads takes is then the same share of both
 
-PIECE, PIECES = 64 << 20, 5  # bytes; 64 MB are 2 ms at 30 GB/s
+SMALLEST, PIECES = 64 << 20, 5  # bytes that count as a piece, where tensors are no larger
 LEAST = 1 << 30  # bytes of weights in RAM, below which they may lie in caches of a shared host
 
 
@@ -24,7 +25,7 @@ def plain_read(context: Context, weights: Iterable[Tensor]) -> float | None:
     """Bytes per second that all threads of a context read; None where too few of the weights lie in RAM. The median of
     some pieces, far apart from each other, after one that is not counted."""
     pieces = _pieces(weights)
-    if len(pieces) * PIECE < LEAST:
+    if len(pieces) <= PIECES or sum(piece.numel() for piece in pieces) < LEAST:
         return None
     cpu = cpu_kernels()
     chosen = [pieces[i * len(pieces) // (PIECES + 1)] for i in range(PIECES + 1)]
@@ -32,11 +33,11 @@ def plain_read(context: Context, weights: Iterable[Tensor]) -> float | None:
 
 
 def _pieces(weights: Iterable[Tensor]) -> list[Tensor]:
-    """Whole pieces of the packed weights in RAM."""
+    """Pieces of the packed weights in RAM, without those that are short."""
     found: list[Tensor] = []
     for one in weights:
         if one.dtype is torch.uint8 and one.device.type == "cpu" and one.is_contiguous():
-            found += [piece for piece in one.view(-1).split(PIECE) if piece.numel() == PIECE]
+            found += [piece for piece in one.view(-1).split(PIECE) if piece.numel() >= SMALLEST]
     return found
 
 

@@ -15,7 +15,7 @@ from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model import reconcile
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.ledger.passes import CPU_DRAM
-from headrace.engine.measure import memory_now
+from headrace.engine.measure import kernel_rates, memory_now
 from headrace.engine.terminal import generate_report
 from headrace.kernels.context import Context
 
@@ -119,6 +119,7 @@ def test_a_run_and_a_bench_say_so(memory: list[float], run: Run, tmp_path: Path)
 
 def test_pieces_far_apart_are_read_and_the_median_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_now, "PIECE", 1000)
+    monkeypatch.setattr(memory_now, "SMALLEST", 800)
     read: list[int] = []
     took = iter([9.0, 1.0, 0.5, 2.0, 100.0, 1.0])  # the first is not counted
 
@@ -128,15 +129,22 @@ def test_pieces_far_apart_are_read_and_the_median_counts(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(memory_now.cpu_kernels(), "stream_read", stream_read)
     weights = [torch.full((4, 700), i, dtype=torch.uint8) for i in range(9)]
-    others = [torch.zeros(10_000), torch.zeros(999, dtype=torch.uint8), torch.zeros(9000, dtype=torch.uint8)[::2]]
+    others = [torch.zeros(10_000), torch.zeros(799, dtype=torch.uint8), torch.zeros(9000, dtype=torch.uint8)[::2]]
     assert memory_now.plain_read(Context(), [*weights, *others]) is None
-    monkeypatch.setattr(memory_now, "LEAST", 18_000)
+    monkeypatch.setattr(memory_now, "LEAST", 9 * 2800)
     assert memory_now.plain_read(Context(), [*others, *weights]) == 1000.0
     assert read == [0, 1, 3, 4, 6, 7]
+    monkeypatch.setattr(memory_now, "LEAST", 9 * 2800 + 1)
+    assert memory_now.plain_read(Context(), [*others, *weights]) is None
+
+
+def test_pieces_are_as_large_as_those_of_the_profile() -> None:
+    """On a fast memory what starting threads takes would count for more in smaller ones."""
+    assert memory_now.PIECE == kernel_rates.PIECE
 
 
 def test_memory_of_this_machine_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_now, "LEAST", 1 << 28)
-    found = memory_now.plain_read(Context(), [torch.zeros(1 << 28, dtype=torch.uint8)])
+    found = memory_now.plain_read(Context(), [torch.zeros(1 << 26, dtype=torch.uint8)] * 6)
     assert found is not None
     assert found > 1e7
