@@ -8,12 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import stand_in_gpu
 from mtp_models import Twin, add, layer_tensors
-from stand_in_gpu import StandIn
-
-from headrace.engine.cuda_graphs import signals
-from headrace.engine.cuda_graphs.signals import VARIANTS, Trial
 
 Checkpoints = Callable[[str], Path]
 With = Callable[..., Path]
@@ -46,10 +41,3 @@ def twin(checkpoints: Checkpoints, oracle: Callable[[str], Any]) -> Callable[[st
         return made[variant]
 
     return found
-
-
-@pytest.fixture
-def gpu(library: str, log: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    """The stand-in, with the probe's answer known."""
-    monkeypatch.setattr(signals, "probe", lambda *_: {name: Trial(name=name, us=5.0) for name in VARIANTS})
-    return stand_in_gpu.install(monkeypatch, library)
