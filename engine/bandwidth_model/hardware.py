@@ -267,12 +267,16 @@ def _key(name: str) -> str:
     return re.sub(r"^((nvidia|amd|intel|apple|geforce|radeon)-)+", "", re.sub(r"[\s_]+", "-", name.strip().lower()))
 
 
+def _spelt(key: str) -> list[str]:
+    """A name, and as the catalogue would spell it."""
+    spelt = [match.expand(to) for pattern, to in SPELLINGS if (match := re.fullmatch(pattern, key))]
+    return [key, *(re.sub("-+", "-", one).strip("-") for one in spelt)]
+
+
 def _entry(key: str) -> dict[str, Any] | None:
     """What the catalogue has under a name, as people write it: "3090", "epyc-9654", "xeon-4th-4ch" (of eight channels),
     "rtx-3060-12gb". None: nothing. Raises OptionError for a part that there is, with another memory."""
-    spelt = [match.expand(to) for pattern, to in SPELLINGS if (match := re.fullmatch(pattern, key))]
-    names = (key, *(re.sub("-+", "-", one).strip("-") for one in spelt))
-    if found := next((parts()[one] for one in names if one in parts()), None):
+    if found := next((parts()[one] for one in _spelt(key) if one in parts()), None):
         return found
     match = re.fullmatch(r"(.+)-(\d+)(ch|gb)", key)
     found = _entry(match[1]) if match else None
@@ -304,7 +308,7 @@ def part(name: str) -> Device:
             "a laptop with LPDDR has 2 as a rule)"
         )
     if (known := _entry(key)) is None:
-        kin = [one for one in parts() if one.startswith(f"{key}-")]
+        kin = [one for one in parts() if one.startswith(tuple(f"{name}-" for name in _spelt(key)))]
         near = kin or difflib.get_close_matches(key, parts(), n=3, cutoff=0.4) or sorted(parts())[:3]
         raise OptionError(
             f"--hardware: there is no part {name!r}; nearest: {', '.join(near)}. Any memory is ddr5-SPEED-Nch, any "

@@ -121,6 +121,7 @@ def test_weights_on_chip_are_bound_by_compute_at_once() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        ("4060ti", "nearest: rtx-4060-ti-16gb, rtx-4060-ti-8gb"),
         ("rtx-3091", "nearest: rtx-3090"),
         ("ddr5-6000, 64gb", "'ddr5-6000' does not say how many channels it has: write ddr5-6000-2ch"),
         ("h200 80gb", "has 141 GB, not 80"),
