@@ -24,12 +24,13 @@ from torch import Tensor
 from ....errors import OptionError, short
 from ....loaders.tokens.dialects.forms.lark import BLANKS
 from ....loaders.tokens.dialects.lexer import is_tag
+from ....loaders.tokens.template_sandbox import bounded
 from ....loaders.tokens.tokenizer import Tokenizer
 from ...config import SamplingParams
 from .long_stack import on_a_long_stack
 
 MOST_SCHEMA = 1 << 20  # characters
-MOST_GBNF = 1 << 15  # characters; what translates it takes time by the square of them
+GBNF_SECONDS = 5.0  # of its translation, which for rules in a long row takes time by the square of them
 log = logging.getLogger("headrace")
 _LARK = re.compile(r"^\s*\??start\s*(\[[^\]]*\])?\s*:", re.MULTILINE)
 MOST_KEPT = 32  # grammars that are compiled
@@ -93,10 +94,16 @@ class Grammar:
         if "::=" in text:
             from llguidance.gbnf_to_lark import gbnf_to_lark
 
-            if len(text) > MOST_GBNF:
-                raise OptionError(f"the GBNF grammar has {len(text)} characters; give {MOST_GBNF} at most, or Lark")
+            if len(text) > MOST_SCHEMA:
+                raise OptionError(f"the GBNF grammar has {len(text)} characters; give {MOST_SCHEMA} at most")
             try:
-                text = gbnf_to_lark(text)
+                with bounded(GBNF_SECONDS):
+                    text = gbnf_to_lark(text)
+            except TimeoutError:
+                raise OptionError(
+                    f"the GBNF grammar takes more than {GBNF_SECONDS:g} s to translate: put rules behind those that "
+                    "they refer to, or give Lark"
+                ) from None
             except Exception as error:  # of a parser that promises no kind of error
                 raise OptionError(f"the GBNF grammar cannot be read: {short(str(error), 200)}") from None
         return cls.of_rules(text)
