@@ -13,7 +13,7 @@ namespace {
 
 constexpr float LARGEST_HALF = 65504.0f;
 
-void q8_pack(const float* x, int d, uint8_t* codes, uint8_t* scales) {
+inline void q8_pack(const float* x, int d, uint8_t* codes, uint8_t* scales) {
   for (int b = 0; b < d / BLOCK; b++, x += BLOCK, codes += BLOCK, scales += 2) {
     const float peak = peak_or_nan(x), wanted = peak / 127.0f;
     const bool finite = peak <= __FLT_MAX__;

@@ -34,7 +34,8 @@ constexpr int64_t SMALL = 16384;  // score values x d: less than this is done by
 struct Item {
   int sequence, group, groups;  // heads of keys [group, group + groups)
   int head, heads;              // query heads [head, head + heads) of those that share one
-  int query, queries, first_key, first_chunk, chunks, part;  // part: its first chunk among all chunks of all items
+  int query, queries = 0, first_key = 0, first_chunk = 0, chunks = 0;
+  int part = 0;  // its first chunk among all chunks of all items
 
   int rows() const { return queries * heads; }  // of a head of keys
   int room() const { return int(round_up(rows(), ROOM)); }
@@ -85,7 +86,7 @@ struct Attention {
 
   // Of how many heads of keys sequence s makes one item: those whose rows fit, while a team has chunks enough.
   int side_by_side(int s, int team) const {
-    if (group > heads) return 1;
+    if (group > heads || !queries(s)) return 1;
     const int rows = std::min(queries(s), block()) * heads, chunk = chunk_pages * args.cache.page_keys;
     const int seen = std::min(args.contexts[s], args.window), chunks = (seen + chunk - 1) / chunk * args.cache.groups;
     int n = std::min(args.cache.groups, ATTEND_ROWS / int(round_up(rows, ROOM)));

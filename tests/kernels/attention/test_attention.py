@@ -119,6 +119,17 @@ def test_prompts_that_end_with_a_block_of_queries(ops: CpuOps, new: int) -> None
     check(ops, inputs_of((4, 1), (32, 32), 16, [new, new], [new, new + 50], BF16))
 
 
+@pytest.mark.parametrize("context", [0, 20])
+def test_a_sequence_without_new_tokens_changes_nothing(ops: CpuOps, context: int) -> None:
+    i = inputs_of((4, 2), (64, 64), 16, [2, 0, 1], [40, context, 7], BF16)
+    others = {
+        "starts": torch.tensor([0, 2, 3], dtype=torch.int32),
+        "contexts": torch.tensor([40, 7], dtype=torch.int32),
+        "tables": i["tables"][[0, 2]],
+    }
+    assert torch.equal(attend(ops, i), attend(ops, {**i, **others}))
+
+
 @pytest.mark.parametrize("window", [1, 3, STEP - 1, STEP, STEP + 1, 45])
 def test_windows_that_cut_tiles_and_steps(ops: CpuOps, window: int) -> None:
     for heads in ((1, 1), (8, 1), (6, 2)):

@@ -240,12 +240,15 @@ __attribute__((noinline)) void pair_values(const uint8_t* weights, const RowPlac
 
 // Sums of values times `scale` in their own order.
 void pairs_finish(const AttendState& total, int row, const AttendRows& values, int, float* out) {
-  const float *acc = total.acc + size_t(row) * values.dp, scale = 1.0f / total.l[row];
-  for (int c = 0; c < values.d; c += LINE_NUMBERS)
-    for (int i = 0; i < W; i++) {
-      const int at = c + i / 4 * 8 + i % 4;
-      out[at] = acc[c + i] * scale, out[at + 4] = acc[c + W + i] * scale;
-    }
+  const __m512i first = _mm512_set_epi32(23, 22, 21, 20, 7, 6, 5, 4, 19, 18, 17, 16, 3, 2, 1, 0);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+  const float* acc = total.acc + size_t(row) * values.dp;
+  const V scale = set1(1.0f / total.l[row]);
+  for (int c = 0; c < values.d; c += LINE_NUMBERS) {
+    const V low = mul(load(acc + c), scale), high = mul(load(acc + c + W), scale);
+    store(out + c, _mm512_permutex2var_ps(low, first, high));
+    store(out + c + W, _mm512_permutex2var_ps(low, second, high));
+  }
 }
 
 }  // namespace

@@ -61,7 +61,7 @@ inline int paired(int format, int d) {
 }
 
 // A query times `scale` in the order of keys, zeros behind its d numbers; rows that are none are not read.
-void attend_query(const float* q, const AttendRows& keys, int format, float scale, int row, int, float* out) {
+inline void attend_query(const float* q, const AttendRows& keys, int format, float scale, int row, int, float* out) {
   if (!q) return;
   out += size_t(row) * keys.dp;
   const int pairs = paired(format, keys.d);
