@@ -35,12 +35,12 @@ inline __attribute__((always_inline)) void load_words(const Rows16& rows, size_t
 template <class C, class Save>
 inline __attribute__((always_inline)) void unpack_group(const Rows16& rows, size_t from, int n, const Save& save) {
   constexpr int HIGH = C::HIGH, LOW = C::LOW, EACH = W / LOW;
-  alignas(64) float high[HIGH ? HIGH : 1][W][W];
+  alignas(64) float high[HIGH ? HIGH * W : 1][W];
   for (int i = 0; i < HIGH && i * W < HIGH * n; i++) {
     V a[W];
     load_words(rows, from + i * 64, HIGH * n - i * W, a);
 #pragma GCC unroll 16
-    for (int d = 0; d < W; d++) store(high[i][d], a[d]);
+    for (int d = 0; d < W; d++) store(high[i * W + d], a[d]);
   }
   for (int b = 0; b < n; b += EACH) {
     V a[W];
@@ -52,7 +52,7 @@ inline __attribute__((always_inline)) void unpack_group(const Rows16& rows, size
 #pragma GCC unroll 8
       for (int d = 0; d < LOW; d++) low[d] = as_ints(a[i * LOW + d]);
 #pragma GCC unroll 2
-      for (int d = 0; d < HIGH; d++) more[d] = as_ints(load(high[0][(b + i) * HIGH + d]));
+      for (int d = 0; d < HIGH; d++) more[d] = as_ints(load(high[(b + i) * HIGH + d]));
       Step q;
       C::join(low, more, q);
       save(b + i, q);
