@@ -38,7 +38,6 @@ from .generation.sampler import sample
 from .generation.schedule.chunk_limit import ChunkLimit
 from .generation.schedule.fair_share import DECODE_SHARE, FairShare
 from .ledger.ledger import Ledger
-from .measure import memory_now
 from .model.decoder import Decoder
 from .speculation.draft_model import DraftModel
 from .speculation.drafter import CostlyDrafter, Drafter
@@ -97,9 +96,8 @@ class LLM:
         way, formats = parts.signal_choice, parts.checkpoint.formats
         handoff_s = way.us * 1e-6 if parts.graphed is not None and way is not None and way.us is not None else None
         self.predictions = Reconciliation(
-            self.ledger, parts.spec, formats, parts.kv_format, parts.weights, parts.devices, parts.kernels, handoff_s,
-            self._read_now,
-        )  # fmt: skip
+            self.ledger, parts.spec, formats, parts.kv_format, parts.weights, parts.devices, parts.kernels, handoff_s
+        )
         self.predictions.disk_bytes_s, self.predictions.network = parts.disk_bytes_s, parts.network
         self.predictions.start(parts.profile)
         self.recorder = None if self.config.trace is None else self._recorder(self.config.trace)
@@ -108,13 +106,6 @@ class LLM:
             self.loop.speculate(speculation)
         self.admission = parts.admission
         self.vocabulary = parts.admission.vocabulary
-
-    def _read_now(self) -> float | None:
-        """What memory gives a plain read, of the weights that were loaded; None where nothing is to be measured."""
-        parts = self.parts
-        if self.config.no_measure:
-            return None
-        return memory_now.plain_read(parts.context, parts.weights.named().values())
 
     def _beside_text(self) -> tuple[ChunkLimit, FairShare]:
         """How prompts go beside requests that generate: as fast as they can, or so that these are not held up."""

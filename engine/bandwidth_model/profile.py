@@ -132,27 +132,6 @@ class Profile:
             crowd=_joined(self.crowd, more.crowd),
         )
 
-    def with_memory_at(self, now: float) -> Profile:
-        """The same where a plain read gets so many bytes a second now. A byte takes its way from memory, as long as in
-        a plain read, and what the kernel does besides; the first changes with memory, the second does not."""
-
-        def at(rate: float) -> float:
-            way = min(1 / rate, 1 / self.stream)
-            return 1 / (1 / rate - way + way * self.stream / now)
-
-        def all_at(rates: Mapping[str, float]) -> dict[str, float]:
-            return {name: at(rate) for name, rate in rates.items()}
-
-        return replace(
-            self,
-            stream=now,
-            linear=all_at(self.linear),
-            experts=all_at(self.experts),
-            batch={tokens: all_at(rates) for tokens, rates in self.batch.items()},
-            crowd={tokens: all_at(rates) for tokens, rates in self.crowd.items()},
-            attention=all_at(self.attention),
-        )
-
     def cache_seconds_per_byte(self, intensity: float) -> float:
         """Of attention over a bf16 cache; `intensity`: FLOPs for a byte, which is how many queries meet a key.
 

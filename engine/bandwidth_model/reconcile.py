@@ -13,7 +13,6 @@ from ..devices.device import Device
 from ..ledger.drift import DriftWatch
 from ..ledger.ledger import Ledger
 from ..placement.placement import Tier
-from ..units import GB
 from . import tier_rates
 from .hardware import IN_CACHES as IN_CACHES
 from .hardware import Hardware
@@ -22,13 +21,11 @@ from .pass_model import PassModel
 from .profile import STALE, Profile
 
 log = logging.getLogger("headrace")
-ALIKE = 0.1  # of a plain read of the profile: memory that gives as near to it counts as the same
 
 
 class Reconciliation:
     """Predictions for one model's ledger. handoff_s: seconds of handing a layer over in a graphed step, None where not
-    known. `tell` gets lines for people: a logger, if nothing else is set. read_now: measures what memory gives a plain
-    read, in bytes per second; None where that cannot be told."""
+    known. `tell` gets lines for people: a logger, if nothing else is set."""
 
     def __init__(
         self,
@@ -40,14 +37,11 @@ class Reconciliation:
         devices: Mapping[Tier, Device],
         kernels: str,
         handoff_s: float | None,
-        read_now: Callable[[], float | None] = lambda: None,
     ) -> None:
-        self.read_now = read_now
         self.ledger, self.spec, self.formats, self.kv_format = ledger, spec, formats, kv_format
         self.weights, self.devices, self.kernels, self.handoff_s = weights, devices, kernels, handoff_s
         self.tell: Callable[[str], None] = log.warning
-        self.profile: Profile | None = None  # as it was measured
-        self.memory_now: float | None = None  # bytes per second, where memory does not give what the profile has
+        self.profile: Profile | None = None
         self.doubt: str | None = None
         self.pass_model: PassModel | None = None
         self.disk_bytes_s: float | None = None  # of a disk that experts stay on
@@ -83,13 +77,8 @@ class Reconciliation:
 
     def use_profile(self, profile: Profile | None) -> None:
         """Takes the bandwidths that passes are held against from now on; None: no prediction. The caller knows what
-        they are worth. Beside a GPU those of its memory and links come from the same profile, or are nominal. Where
-        memory gives more or less now than when the profile was measured, its rates are taken as they are with that."""
-        if profile is not self.profile:
-            self.memory_now = self._memory_now(profile)
+        they are worth. Beside a GPU those of its memory and links come from the same profile, or are nominal."""
         self.doubt, self.profile, self.unpredicted = None, profile, ""
-        if profile is not None and self.memory_now is not None:
-            profile = profile.with_memory_at(self.memory_now)
         machine = None
         try:
             if len(self.devices) > 1:
@@ -99,31 +88,6 @@ class Reconciliation:
         except tier_rates.Unknown as reason:
             self.unpredicted = str(reason)
         self.use_rates(machine)
-
-    def as_profiled(self) -> None:
-        """From now on rates are those of the profile, whatever memory gives."""
-        self.read_now, self.memory_now = lambda: None, None
-        self.use_profile(self.profile)
-
-    def _memory_now(self, profile: Profile | None) -> float | None:
-        """What memory gives now; None where that is as in the profile, or cannot be told."""
-        if profile is None or self.kernels != "cpu" or self.in_caches:
-            return None
-        now = self.read_now()
-        return None if now is None or abs(now / profile.stream - 1) <= ALIKE else now
-
-    @property
-    def memory_said(self) -> str:
-        """For people: what memory gives now, where that is not what the profile has; "": it is, or is not known."""
-        if self.memory_now is None or self.profile is None:
-            return ""
-        before = f"{self.profile.stream / GB:.0f} when it was measured"
-        return f"memory gives a plain read {self.memory_now / GB:.0f} GB/s now, {before}: predictions go by that"
-
-    @property
-    def plain_read(self) -> float | None:
-        """Bytes per second of a plain read now; None: this machine was not measured."""
-        return self.memory_now or (None if self.profile is None else self.profile.stream)
 
     def use_rates(self, machine: Hardware | None) -> None:
         """Takes the rates of all tiers and links that passes are held against from now on; None: no prediction."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from ...errors import MemoryNeeded
 from ...loaders.quants.by_format import ByFormat
-from ..bandwidth_model import roofline
+from ..bandwidth_model import roofline, tier_rates
 from ..bandwidth_model.pass_model import PassModel
 from ..config import SamplingParams
 from ..generation.schedule.scheduler import WATERMARK
@@ -27,6 +27,7 @@ from ..ledger.passes import CPU_DRAM, Bytes, Pass
 from ..ledger.residual import TierTimes, tier_times
 from ..ledger.summary import summarise
 from ..llm import LLM
+from ..measure import plain_read
 from ..model.kv_cache import pages_for
 from ..placement.placement import parse
 from ..planning.speed import Drafted
@@ -44,7 +45,8 @@ class Row:
     whole_tok_s: what the uncut model would do, where layers were left out; None where all ran. tiers: where the time
     goes in a run with a GPU. crossover: of decode, sequences from which arithmetic is predicted to bound the weights of
     "dense" and of "experts", where rates are known. gains: what drafts are predicted to gain here; drafts: what those
-    gained that were asked for. All else is without drafts.
+    gained that were asked for. All else is without drafts. plain_read: bytes per second that RAM gave between the
+    rounds, the median; None where too little lies there, or nothing is predicted.
     """
 
     test: str
@@ -61,6 +63,7 @@ class Row:
     crossover: dict[str, float] = field(default_factory=dict)
     gains: tuple[Drafted, ...] = ()
     drafts: InTurns | None = None
+    plain_read: float | None = None
 
     @property
     def tok_s(self) -> float:
@@ -121,8 +124,8 @@ def run(
     for tokens in filter(None, tests.prompt):
         tell(f"{placement}: prompt of {tokens} tokens")
         once = _prefill(llm, tokens)
-        rounds = [once(turn) for turn in range(tests.rounds)]
-        yield _row(llm, f"pp{tokens}", 1, 0, placement, rounds, "prefill", _timed(llm, once, tests.rounds))
+        rounds, read = _rounds(llm, once, tests.rounds)
+        yield _row(llm, f"pp{tokens}", 1, 0, placement, rounds, "prefill", _timed(llm, once, tests.rounds), read)
     for new in filter(None, tests.new):
         for depth in tests.depth:
             for batch in tests.batch:
@@ -145,11 +148,29 @@ def _decode(llm: LLM, rounds: int, placement: str, new: int, batch: int, depth: 
     """Steps without drafts; then, where something drafts, with them and without in turns."""
     with decoding.without_drafts(llm):
         once = decoding.once(llm, new, batch, depth)
-        found = [once(turn) for turn in range(rounds)]
+        found, read = _rounds(llm, once, rounds)
         timed = _timed(llm, once, rounds)
-    row = _row(llm, f"tg{new}", batch, depth, placement, found, "decode", timed)
+    row = _row(llm, f"tg{new}", batch, depth, placement, found, "decode", timed, read)
     gains = decoding.predicted_gains(llm, batch, max(depth, 1) + new // 2)
     return replace(row, gains=gains, drafts=decoding.in_turns(llm, new, batch, depth, rounds))
+
+
+def _rounds(llm: LLM, once: Once, count: int) -> tuple[list[list[Pass]], float | None]:
+    """The passes of each round, and what RAM gave a plain read between them."""
+    found, reads = list[list[Pass]](), list[float | None]()
+    for turn in range(count):
+        found.append(once(turn))
+        reads.append(_plain_read(llm))
+    known = [one for one in reads if one is not None]
+    return found, statistics.median(known) if known else None
+
+
+def _plain_read(llm: LLM) -> float | None:
+    """Of the weights, on the CPU alone; of a model of which less lies in RAM than a cache may hold, the profile's."""
+    parts, profile = llm.parts, llm.predictions.profile
+    if profile is None or len(parts.devices) > 1:
+        return None
+    return plain_read.of_weights(parts.context, parts.weights.named().values()) or profile.stream
 
 
 def _timed(llm: LLM, once: Once, turn: int) -> list[Pass]:
@@ -173,6 +194,7 @@ def _row(
     rounds: list[list[Pass]],
     phase: str,
     timed: list[Pass],
+    read: float | None,
 ) -> Row:
     each = [summarise(passes, phase) for passes in rounds]
     typical = sorted(each, key=lambda s: s.tok_s)[len(each) // 2]
@@ -189,10 +211,11 @@ def _row(
         bytes_per_token=per_token,
         predicted_tok_s=predicted,
         residual_ms=None if predicted is None else 1e3 / rate - 1e3 / predicted,
-        share_of_ceiling=_share(llm, per_token, rate),
+        share_of_ceiling=None if read is None else per_token[CPU_DRAM]["total"] * rate / read,
         whole_tok_s=_of_the_whole(llm, typical.tok_s, rounds[0], phase),
         tiers=tier_times(summarise(timed, phase)),
         crossover=crossovers(llm, per_token) if phase == "decode" else {},
+        plain_read=read,
     )
 
 
@@ -216,28 +239,20 @@ def crossovers(llm: LLM, read: Bytes) -> dict[str, float]:
     return found
 
 
-def _share(llm: LLM, per_token: Bytes, rate: float) -> float | None:
-    """Of what a plain read of RAM would give; None where other memories are read too."""
-    plain = llm.predictions.plain_read
-    if plain is None or len(llm.parts.devices) > 1:
-        return None
-    return per_token[CPU_DRAM]["total"] * rate / plain
-
-
 def _of_the_whole(llm: LLM, rate: float, passes: list[Pass], phase: str) -> float | None:
     """The rate of the uncut model, from that of its first layers.
 
     Decode takes longer by the ratio of the predictions for the bytes of both, prefill, which computes more than it
     reads, by that of the layers' bytes. None where no layer was left out, without a prediction, or beside a GPU.
     """
-    known, parts = llm.predictions.pass_model, llm.parts
-    if not is_cut(llm) or known is None or len(parts.devices) > 1:
+    profile, parts = llm.predictions.profile, llm.parts
+    if not is_cut(llm) or profile is None or len(parts.devices) > 1:
         return None
     grown = growth(llm)
     if phase == "prefill":
         return rate / grown[EXPERTS]
     here = sum(p.predicted_s or 0.0 for p in passes)
-    predict = PassModel(whole_spec(llm), parts.checkpoint.formats, parts.kv_format, known.machine)
+    predict = PassModel(whole_spec(llm), parts.checkpoint.formats, parts.kv_format, tier_rates.of_cpu(profile))
     found = (predict(replace(p, bytes=scaled(p.bytes, grown), by_layer=())) for p in passes)
     whole = sum(one.seconds for one in found if one is not None)
     return rate * here / whole

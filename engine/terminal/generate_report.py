@@ -58,7 +58,7 @@ def startup_table(llm: LLM) -> Table:
     threads = context.threads if is_cpu else torch.get_num_threads()
     team = f"{threads} thread{'s' * (threads > 1)}{quota()}{context.bf16_products if is_cpu else ''}"
     rows = placement_rows(llm)
-    lines = [f"{llm.spec.family}: what lies where, computed by {team}", *_tiers(llm), *_rates(llm, rows)]
+    lines = [f"{llm.spec.family}: what lies where, computed by {team}", *_tiers(llm), *_rates(rows)]
     table = new_table("\n".join(lines))
     for column in ("tensors", "device", "format", "bytes", "kernel", "huge pages"):
         table.add_column(column, justify="right" if column == "bytes" else "left")
@@ -87,10 +87,10 @@ def _layer_rows(llm: LLM, split: NetLayers, kernel: str) -> Iterator[TableRow]:
         yield TableRow(kv, where, llm.parts.kv_format.name, f"<= {size(cache)}", kernel)
 
 
-def _rates(llm: LLM, rows: list[TableRow]) -> list[str]:
-    """At what rates weights are predicted to be read, and why not at those of the profile."""
-    known = ", ".join(f"{row.what} {row.rate}" for row in rows if row.rate)
-    return [*filter(None, [llm.predictions.memory_said, known and f"predicted, GB/s: {known}"])]
+def _rates(rows: list[TableRow]) -> list[str]:
+    """At what rates weights are predicted to be read."""
+    known = [f"{row.what} {row.rate}" for row in rows if row.rate]
+    return [f"predicted, GB/s: {', '.join(known)}"] if known else []
 
 
 def _tiers(llm: LLM) -> list[str]:

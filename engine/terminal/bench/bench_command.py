@@ -94,7 +94,7 @@ def _show(llm: LLM, rows: list[bench.Row]) -> None:
             out.print(table)
     if idle := [bench_drafts.name(row) for row in rows if row.drafts is not None and not row.drafts.drafted]:
         generate_command.say(f"nothing was drafted in {', '.join(idle)}: {NONE_PAYS}", "dim")
-    for line in bench_report.remarks(llm):
+    for line in bench_report.remarks(llm, rows):
         generate_command.say(line, "dim")
     if len(llm.parts.devices) > 1:
         generate_command.say(str(generate_report.remark(llm)), "dim")

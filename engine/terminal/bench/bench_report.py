@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ...bench.random_weights import RandomWeights, is_cut, whole_spec
 from ...ledger.passes import CHANNELS, FIXED
 from ...ledger.residual import TierTimes
 from ...llm import LLM
-from ...units import size
+from ...units import GB, size
 from ..tables import new_table
 from . import bench_drafts
 
@@ -26,6 +27,7 @@ SLOWER = 0.05  # a test has become slower if it lost more than this
 KEY = ("test", "batch", "depth", "placement")
 MACHINE = ("cpu", "isa", "threads")  # a speed is compared on the same ones only
 MODEL = ("model", "layers", "formats")
+ALIKE = 0.1  # of a plain read: memory that gives as near to what the profile has counts as the same
 EXPERTS = "experts_per_token"  # an older result does not say it
 
 
@@ -97,7 +99,7 @@ def _layers(llm: LLM) -> int:
     return len(whole_spec(llm).layers)
 
 
-def remarks(llm: LLM) -> list[str]:
+def remarks(llm: LLM, rows: list[Row]) -> list[str]:
     """What a reader of the table must know."""
     found = []
     if isinstance(llm.source, RandomWeights):
@@ -107,11 +109,22 @@ def remarks(llm: LLM) -> list[str]:
                 f"{len(llm.spec.layers)} of {len(whole_spec(llm).layers)} layers were run; the last column (~) is "
                 "extrapolated, not measured"
             )
-    found += filter(None, [llm.predictions.memory_said, llm.predictions.estimates])
+    found += filter(None, [llm.predictions.estimates, _other_memory(llm, rows)])
     found.append(
         "predicted: of a prompt it is extrapolated from the speed of 16 tokens; ceiling: a plain read of the same bytes"
     )
     return found
+
+
+def _other_memory(llm: LLM, rows: list[Row]) -> str:
+    """That memory gave another rate than the profile has, by which predictions go; "": it did not, or nobody knows."""
+    profile, reads = llm.predictions.profile, [row.plain_read for row in rows if row.plain_read is not None]
+    if profile is None or not reads or abs(statistics.median(reads) / profile.stream - 1) <= ALIKE:
+        return ""
+    return (
+        f"memory gave a plain read {statistics.median(reads) / GB:.0f} GB/s between the rounds, "
+        f"{profile.stream / GB:.0f} when it was measured: predictions go by the latter, ceilings by the former"
+    )
 
 
 def as_json(llm: LLM, model: str, rows: list[Row], busy: float) -> dict[str, Any]:
@@ -129,11 +142,7 @@ def as_json(llm: LLM, model: str, rows: list[Row], busy: float) -> dict[str, Any
         "gpus": [one.name for one in llm.parts.devices.values() if not one.is_host],
         "profile": None
         if llm.predictions.profile is None
-        else {
-            "date": llm.predictions.profile.date,
-            "stream": llm.predictions.profile.stream,
-            "stream_now": llm.predictions.plain_read,
-        },
+        else {"date": llm.predictions.profile.date, "stream": llm.predictions.profile.stream},
         "speculate": llm.config.speculate,
         "busy": busy,
         "rows": [_row_as_json(row) for row in rows],

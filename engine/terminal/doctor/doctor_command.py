@@ -49,7 +49,6 @@ def _profile(llm: LLM | None, file: Path | None = None) -> Profile:
     """The saved profile; measured now, whoever computes beside, if there is none of these kernels."""
     if llm is not None:
         llm.predictions.tell = lambda text: None  # the diagnosis says it
-        llm.predictions.as_profiled()  # memory that gives less now is a cause
         generate_command.ensure_profile(llm, even_if_busy=True)
         if llm.predictions.profile is None:
             raise OptionError(

@@ -1,8 +1,7 @@
-"""What memory gives a plain read at this moment, of weights that lie there: whether it gives what the profile has.
+"""What memory gives a plain read of a model's own weights, while the model runs: what its speed is held against.
 
-A machine that others use too may give half of it for hours, and a prediction by the profile is then off by as much. A
-few pieces of the weights that were just loaded are read, some milliseconds in all: no memory is taken for it, and what
-is read is too much for caches to hold.
+A machine that others use too may give half of what the profile has for minutes. No memory is taken for it, and what is
+read is too much for caches to hold.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ SMALLEST, PIECES = 64 << 20, 5  # bytes that count as a piece, where tensors are
 LEAST = 1 << 30  # bytes of weights in RAM, below which they may lie in caches of a shared host
 
 
-def plain_read(context: Context, weights: Iterable[Tensor]) -> float | None:
+def of_weights(context: Context, weights: Iterable[Tensor]) -> float | None:
     """Bytes per second that all threads of a context read; None where too few of the weights lie in RAM. The median of
     some pieces, far apart from each other, after one that is not counted."""
     pieces = _pieces(weights)
