@@ -241,9 +241,8 @@ class EngineConfig:
         others += [more] if getattr(self, more) is not None else []
         others += [name for name in ("stream_from", "handoff") if getattr(self, name) != "auto"]
         if is_on_cpu and (others or self.device not in ("auto", "cpu")):
-            what = hosts_asked.without_gpu(self.hosts, self.split_by, self.placement, self.device)
-            remedy = f"{(others or [f'device {self.device!r}'])[0]}{', or split_by' if 'split_by' in what else ''}"
-            raise OptionError(f"{what} leaves out every GPU: leave out {remedy}")
+            given = (others or [f"device {self.device!r}"])[0]
+            raise hosts_asked.without_gpu(self.hosts, self.split_by, self.placement, self.device, given)
         copies = [name for name in ABOUT_COPIES if getattr(self, name) not in (None, "auto")]
         if is_on_disk and not is_on_cpu and copies:
             raise OptionError(f"{copies[0]} is about experts that go to a GPU, and they stay on a disk: leave it out")

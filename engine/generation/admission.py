@@ -189,7 +189,7 @@ class Admission:
         if params.stop:
             self.need_tokenizer("stop strings")
         if params.max_new_tokens == TO_THE_END:
-            params = replace(params, max_new_tokens=max(1, self.limit + 1 - len(ids)))
+            params = replace(params, max_new_tokens=self.room_behind(len(ids)))
         self._check_context(len(ids), params.max_new_tokens)
         return make_sequence(next(self.ids), ids, params)
 
@@ -211,6 +211,10 @@ class Admission:
         if machine is None or dialect is None or dialect.style == "channels":  # there reasoning is part of the grammar
             return vocabulary.constraint(grammar)
         return vocabulary.constraint(grammar, lambda: machine.in_reasoning, dialect.think[0] if dialect.think else ())
+
+    def room_behind(self, prompt: int) -> int:
+        """New tokens that the context has room for behind a prompt of so many; one at least."""
+        return max(1, self.limit + 1 - prompt)  # the last new token is never written to the cache
 
     def _check_context(self, prompt: int, new: int) -> None:
         longest, limit = prompt + new, self.limit

@@ -8,26 +8,23 @@ kernels than those that were timed are timed once more.
 
 from __future__ import annotations
 
-import json
 import logging
 import statistics
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from ...kernels import Ops, load
 from ...kernels.context import Context
-from ...kernels.isa import kernels_digest
 from ...loaders.memory import free_memory
 from .. import writable
 from ..bandwidth_model import profile as profiles
-from ..bandwidth_model.profile import hardware_key, profile_path
 from ..devices.host import cpu_kernels
-from .expert_times import read_object
+from .expert_times import keep, kept, path_of
 
 log = logging.getLogger("headrace")
+FILE = "attention"
 HEADS, GROUPS, DIM, PAGE, TOKENS = 32, 4, 128, 32, 4096  # Qwen3-30B-A3B's, of one sequence
 CALLS = 24  # sequences that lie in the arena: 200 MB
 ROUNDS, GAIN = 30, 1.1
@@ -41,7 +38,7 @@ def use(context: Context, may_measure: bool = True) -> Context:
         return replace(context, attention="float32")
     found = _saved(context)
     if found is None and may_measure:
-        if error := writable.problem(_path(context), with_folders=True):
+        if error := writable.problem(path_of(FILE, context), with_folders=True):
             log.warning("attention not timed, because it could not be kept: %s; %s", error, profiles.ELSEWHERE)
         else:
             found = refresh(context)
@@ -86,16 +83,11 @@ def _seconds(ops: Ops, caches: list[torch.Tensor], table: torch.Tensor) -> float
     return time.perf_counter() - start
 
 
-def _path(context: Context) -> Path:
-    key = hardware_key(context)
-    return profile_path(key).with_name(f"attention-{key}.json")
-
-
 def save(context: Context, found: str) -> None:
     """Keeps the choice for this hardware and these kernels."""
-    writable.keep(_path(context), json.dumps({kernels_digest(): found}))
+    keep(FILE, context, found)
 
 
 def _saved(context: Context) -> str | None:
-    choice = read_object(_path(context)).get(kernels_digest())
+    choice = kept(FILE, context)
     return choice if choice in ("float32", "bf16") else None

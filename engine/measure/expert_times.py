@@ -10,7 +10,11 @@ from typing import Any
 import torch
 
 from ...kernels import Ops
+from ...kernels.context import Context
+from ...kernels.isa import kernels_digest
 from ...kernels.packed import ExpertBank
+from .. import writable
+from ..bandwidth_model.profile import hardware_key, profile_path
 from .kernel_rates import HIDDEN
 
 EXPERTS = 8  # of one call
@@ -33,3 +37,19 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def path_of(what: str, context: Context) -> Path:
+    """Where a calibration is kept for this hardware: beside the machine's profile."""
+    key = hardware_key(context)
+    return profile_path(key).with_name(f"{what}-{key}.json")
+
+
+def keep(what: str, context: Context, found: object) -> None:
+    """Keeps a choice for this hardware and these kernels."""
+    writable.keep(path_of(what, context), json.dumps({kernels_digest(): found}))
+
+
+def kept(what: str, context: Context) -> Any:
+    """The choice that was kept for this hardware and these kernels, whatever the file has there; None: none."""
+    return read_object(path_of(what, context)).get(kernels_digest())

@@ -7,7 +7,7 @@ read is too much for caches to hold.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -28,7 +28,8 @@ def of_weights(context: Context, weights: Iterable[Tensor]) -> float | None:
         return None
     cpu = cpu_kernels()
     chosen = [pieces[i * len(pieces) // (PIECES + 1)] for i in range(PIECES + 1)]
-    return statistics.median([_rate(cpu.stream_read, context, one) for one in chosen][1:])
+    rates: list[float] = [piece.numel() / cpu.stream_read(context, piece) for piece in chosen]
+    return statistics.median(rates[1:])
 
 
 def _pieces(weights: Iterable[Tensor]) -> list[Tensor]:
@@ -38,7 +39,3 @@ def _pieces(weights: Iterable[Tensor]) -> list[Tensor]:
         if one.dtype is torch.uint8 and one.device.type == "cpu" and one.is_contiguous():
             found += [piece for piece in one.view(-1).split(PIECE) if piece.numel() >= SMALLEST]
     return found
-
-
-def _rate(read: Callable[[Context, Tensor], float], context: Context, piece: Tensor) -> float:
-    return piece.numel() / read(context, piece)

@@ -14,7 +14,6 @@ import logging
 import statistics
 from collections.abc import Collection
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,12 +25,12 @@ from ...kernels.packed import ExpertBank
 from ...loaders.memory import free_memory
 from .. import writable
 from ..bandwidth_model import profile as profiles
-from ..bandwidth_model.profile import hardware_key, profile_path
 from ..devices.host import cpu_kernels
-from .expert_times import EXPERTS, read_object, seconds_of
+from .expert_times import EXPERTS, path_of, read_object, seconds_of
 from .kernel_rates import HIDDEN, USUAL, WIDTH
 
 log = logging.getLogger("headrace")
+FILE = "tiles"
 TOKENS = (2, 3, 4, 6, 8, 10, 12, 16)
 MORE_TOKENS = (32, 64)  # tried where those are too few
 GAIN = 1.1
@@ -50,7 +49,7 @@ def use(context: Context, may_measure: bool = True, formats: Collection[str] | N
     wanted = [name for name in built_in if formats is None or name in formats]
     found = (_saved(context) if wanted else None) or {}
     missing = [name for name in wanted if name not in found]
-    if missing and may_measure and (error := writable.problem(_path(context), with_folders=True)):
+    if missing and may_measure and (error := writable.problem(path_of(FILE, context), with_folders=True)):
         log.warning("tile thresholds not measured, because they could not be kept: %s; %s", error, profiles.ELSEWHERE)
         may_measure = False
     if missing and may_measure:
@@ -135,11 +134,6 @@ def _gains(context: Context, format: str, arena: torch.Tensor, counts: Collectio
     return {tokens: statistics.median(ratios) for tokens, ratios in found.items()}
 
 
-def _path(context: Context) -> Path:
-    key = hardware_key(context)
-    return profile_path(key).with_name(f"tiles-{key}.json")
-
-
 def _of(context: Context) -> str:
     """What thresholds in a file hold for: a build of the kernels, and how activations are rounded."""
     return kernels_digest() if context.activations == "int8" else f"{kernels_digest()} {context.activations}"
@@ -151,12 +145,12 @@ def save(context: Context, found: dict[str, int]) -> None:
     mine = _of(context)
     others = {what: counts for what, counts in _kept(context).items() if what != mine}
     kept = {mine: found, **dict(list(others.items())[: KEPT - 1])}
-    writable.keep(_path(context), json.dumps(kept, indent=2))
+    writable.keep(path_of(FILE, context), json.dumps(kept, indent=2))
 
 
 def _kept(context: Context) -> dict[str, Any]:
     """Thresholds by what they hold for, as they were saved, the newest first."""
-    return read_object(_path(context))
+    return read_object(path_of(FILE, context))
 
 
 def _saved(context: Context) -> dict[str, int] | None:

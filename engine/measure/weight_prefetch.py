@@ -7,24 +7,21 @@ on it, so a machine where nothing can be kept goes by what is known of its kind.
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
 from ...kernels import FORMATS, ExpertLayout, load
 from ...kernels.context import Context
-from ...kernels.isa import kernels_digest
 from ...kernels.packed import ExpertBank
 from ...loaders.memory import free_memory
 from .. import writable
-from ..bandwidth_model.profile import hardware_key, profile_path
 from ..devices.host import cpu_kernels
-from .expert_times import EXPERTS, read_object, seconds_of
+from .expert_times import EXPERTS, keep, kept, path_of, seconds_of
 from .kernel_rates import HIDDEN, WIDTH
 
+FILE = "prefetch"
 FORMAT = "q4_0"  # the most arithmetic beside each byte, so what prefetching gains or costs shows most
 ARENA = 192 << 20
 ROUNDS = 40
@@ -33,7 +30,7 @@ ROUNDS = 40
 def use(context: Context, may_measure: bool = True) -> Context:
     """The context with the choice of this hardware, which is measured if it was not yet and can be kept."""
     found = _saved(context)
-    if found is None and may_measure and not writable.problem(_path(context), with_folders=True):
+    if found is None and may_measure and not writable.problem(path_of(FILE, context), with_folders=True):
         found = refresh(context)
     return context if found is None else replace(context, prefetch=found)
 
@@ -62,16 +59,11 @@ def measure(context: Context) -> float:
     return statistics.median(ratios)
 
 
-def _path(context: Context) -> Path:
-    key = hardware_key(context)
-    return profile_path(key).with_name(f"prefetch-{key}.json")
-
-
 def save(context: Context, found: bool) -> None:
     """Keeps the choice for this hardware and these kernels."""
-    writable.keep(_path(context), json.dumps({kernels_digest(): found}))
+    keep(FILE, context, found)
 
 
 def _saved(context: Context) -> bool | None:
-    choice = read_object(_path(context)).get(kernels_digest())
+    choice = kept(FILE, context)
     return choice if isinstance(choice, bool) else None

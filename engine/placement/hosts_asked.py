@@ -66,11 +66,15 @@ def check_split(split_by: str, hosts: int | None, kind: str, others: Mapping[str
         raise OptionError(f"{given[0]} does not go with whole layers on hosts: leave it out, or split_by")
 
 
-def without_gpu(hosts: int | None, split_by: str, placement: object, device: str) -> str:
-    """What of these options leaves out every GPU, for a message."""
+def without_gpu(hosts: int | None, split_by: str, placement: object, device: str, given: str) -> OptionError:
+    """That an option about GPUs was given, where others leave out every GPU."""
     if hosts is None:
-        return f"placement {placement!r}"
-    return "split_by 'layers'" if split_by == "layers" else f"hosts {hosts} with device {device!r}"
+        what, remedy = f"placement {placement!r}", given
+    elif split_by == "layers":
+        what, remedy = "split_by 'layers'", f"{given}, or split_by"
+    else:
+        what, remedy = f"hosts {hosts} with device {device!r}", given
+    return OptionError(f"{what} leaves out every GPU: leave out {remedy}")
 
 
 def check_gpu(copies: list[str], is_split: bool, has_graphs: bool) -> None:

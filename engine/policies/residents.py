@@ -82,8 +82,7 @@ class Residents:
         asked = Asked(step, layer, chosen, self.by_layer, self.budget - self.used)
         missing = asked.missing
         early = self._first_uses(layer, chosen, resident, self.unused)
-        moves = moves_of(self.policy, f"at layer {layer} of pass {step}", lambda: self.policy.layer(asked))
-        self._check(moves, missing)
+        moves = self._moves(asked, missing)
         late = moves.late(layer, chosen)
         self._evict(key for key in moves.evict if key not in late)
         for expert in moves.fetch:
@@ -127,8 +126,7 @@ class Residents:
         passes, as what it admits."""
         asked = Asked(step, layer, chosen, self.by_layer, self.budget - self.used)
         missing = asked.missing
-        moves = moves_of(self.policy, f"at layer {layer} of pass {step}", lambda: self.policy.layer(asked))
-        self._check(moves, missing)
+        moves = self._moves(asked, missing)
         moves = moves._replace(fetch=(), admit=(*moves.fetch, *moves.admit))
         self._evict(moves.evict)
         coming = [*((layer, expert) for expert in moves.admit), *moves.prefetch]
@@ -182,6 +180,12 @@ class Residents:
             if self.unused.get(key) == unused[key]:
                 del self.unused[key]
         return len(first)
+
+    def _moves(self, asked: Asked, missing: list[int]) -> Moves:
+        """What the policy says of a layer, if it can be done."""
+        moves = moves_of(self.policy, f"at layer {asked.layer} of pass {asked.step}", lambda: self.policy.layer(asked))
+        self._check(moves, missing)
+        return moves
 
     def _check(self, moves: Moves, missing: list[int]) -> None:
         asked_for = [*moves.fetch, *moves.admit]

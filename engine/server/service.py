@@ -190,7 +190,7 @@ class Service:
 
     def clamp(self, params: SamplingParams, prompt_tokens: int) -> SamplingParams:
         """No more new tokens than the context leaves."""
-        left = max(1, self.limit + 1 - prompt_tokens)
+        left = self.llm.admission.room_behind(prompt_tokens)
         return replace(
             params, max_new_tokens=left if params.max_new_tokens == TO_THE_END else min(params.max_new_tokens, left)
         )

@@ -9,7 +9,7 @@ import pytest
 
 from headrace.engine.bandwidth_model.profile import hardware_key
 from headrace.engine.llm import LLM
-from headrace.engine.measure import attention_products
+from headrace.engine.measure import attention_products, expert_times
 from headrace.engine.terminal.generate_report import placement_rows
 from headrace.kernels.context import Context
 
@@ -32,7 +32,7 @@ def test_what_was_measured_is_kept_and_used(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(attention_products, "measure", lambda context: pytest.fail("it was measured already"))
     assert attention_products.use(DEFAULT).attention == "bf16"
     assert attention_products.use(DEFAULT, may_measure=False).attention == "bf16"
-    monkeypatch.setattr(attention_products, "kernels_digest", lambda: "other kernels")
+    monkeypatch.setattr(expert_times, "kernels_digest", lambda: "other kernels")
     measured(monkeypatch, 1.05)
     assert attention_products.use(DEFAULT) == DEFAULT, "a tie goes to float32"
 
@@ -54,7 +54,7 @@ def test_a_file_that_says_nothing_is_measured_anew(
 ) -> None:
     path = tmp_path / "headrace" / f"attention-{hardware_key(DEFAULT)}.json"
     path.parent.mkdir()
-    path.write_text(content.replace("DIGEST", attention_products.kernels_digest()))
+    path.write_text(content.replace("DIGEST", expert_times.kernels_digest()))
     measured(monkeypatch, 2.0)
     assert attention_products.use(DEFAULT).attention == "bf16"
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headrace.engine.bandwidth_model.profile import hardware_key
-from headrace.engine.measure import weight_prefetch
+from headrace.engine.measure import expert_times, weight_prefetch
 from headrace.kernels import FORMATS, load
 from headrace.kernels.cases.case import RandomSource
 from headrace.kernels.context import Context
@@ -33,7 +33,7 @@ def test_what_was_measured_is_kept_and_used(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(weight_prefetch, "measure", lambda context: pytest.fail("it was measured already"))
     assert weight_prefetch.use(DEFAULT).prefetch is OTHER
     assert weight_prefetch.use(DEFAULT, may_measure=False).prefetch is OTHER
-    monkeypatch.setattr(weight_prefetch, "kernels_digest", lambda: "other kernels")
+    monkeypatch.setattr(expert_times, "kernels_digest", lambda: "other kernels")
     measured(monkeypatch, DEFAULT.prefetch)
     assert weight_prefetch.use(DEFAULT) == DEFAULT
 
@@ -49,7 +49,7 @@ def test_a_file_that_says_nothing_is_measured_anew(
 ) -> None:
     path = tmp_path / "headrace" / f"prefetch-{hardware_key(DEFAULT)}.json"
     path.parent.mkdir()
-    path.write_text(content.replace("DIGEST", weight_prefetch.kernels_digest()))
+    path.write_text(content.replace("DIGEST", expert_times.kernels_digest()))
     measured(monkeypatch, OTHER)
     assert weight_prefetch.use(DEFAULT).prefetch is OTHER
 

@@ -174,11 +174,11 @@ class ByExperts:
         if layer.experts is None or not tokens:
             return []
         engine, shares = self.engine, self.shares
+        if self.placement.experts[i] != CPU:
+            return [in_turn(engine.experts(i, GPU, tokens))]
         # The shared expert, which is part of the common weights, runs while others are computed elsewhere.
         common = engine.common(i, self.main, tokens)
         shared = replace(common, read=engine.storage.layers[i].shared_in, flops=0)
-        if self.placement.experts[i] != CPU:
-            return [in_turn(engine.experts(i, GPU, tokens))]
         machines = sum(1 for share in shares if share)
         touched, count = engine.touched(i, tokens), layer.experts.count
         parts = [most(touched, share, count, machines) / touched if touched else 0.0 for share in shares]

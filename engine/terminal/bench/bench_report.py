@@ -119,10 +119,10 @@ def remarks(llm: LLM, rows: list[Row]) -> list[str]:
 def _other_memory(llm: LLM, rows: list[Row]) -> str:
     """That memory gave another rate than the profile has, by which predictions go; "": it did not, or nobody knows."""
     profile, reads = llm.predictions.profile, [row.plain_read for row in rows if row.plain_read is not None]
-    if profile is None or not reads or abs(statistics.median(reads) / profile.stream - 1) <= ALIKE:
+    if profile is None or not reads or abs((read := statistics.median(reads)) / profile.stream - 1) <= ALIKE:
         return ""
     return (
-        f"memory gave a plain read {statistics.median(reads) / GB:.0f} GB/s between the rounds, "
+        f"memory gave a plain read {read / GB:.0f} GB/s between the rounds, "
         f"{profile.stream / GB:.0f} when it was measured: predictions go by the latter, ceilings by the former"
     )
 

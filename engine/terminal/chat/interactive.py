@@ -80,7 +80,7 @@ class Conversation:
         if self.params.max_new_tokens != TO_THE_END:
             return self.params
         admission = self.llm.admission
-        left = admission.limit + 1 - len(admission.chat(self.messages, **self.chosen.settings))
+        left = admission.room_behind(len(admission.chat(self.messages, **self.chosen.settings)))
         return replace(self.params, max_new_tokens=max(1, left // 2))
 
     def _take_back(self, error: HeadraceError) -> None:
