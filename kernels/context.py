@@ -30,7 +30,8 @@ def _isa_to_use() -> str:
 
 ISA = _isa_to_use()  # asked for once: a process does not change its mind
 CORES = int(_cpu.default_threads())  # physical cores that this process may use
-PREFETCH = bool(_cpu.prefetch_helps())
+NO_PREFETCH, BOTH_PREFETCH, NEAR_PREFETCH = (0, 0), (8192, 1024), (0, 4096)  # see kernels/cpu/formats/layout.h
+PREFETCH = BOTH_PREFETCH if _cpu.prefetch_helps() else NO_PREFETCH
 NEVER = 1 << 20  # tokens from which tiles are used where they are not
 ATTENTION = "attention"  # beside the formats in `Context.rounding`
 THREADS = limits.default_threads(CORES)  # as many as have a core, and time on it
@@ -47,8 +48,8 @@ class Context:
     of tokens where the CPU multiplies bf16.
     attention: what attention multiplies on a cache of bf16. "float32": queries and weights as they are. "bf16": both
     rounded to it, where `has_bf16_attention` and the width of heads is a multiple of 32; sums and softmax are float32.
-    prefetch: whether weights are asked for ahead of what is read; changes no result. As is known of CPUs of this kind,
-    if nothing else was said.
+    prefetch: how many bytes ahead of what is read weights are asked for, into the second and into the first cache; 0:
+    not at all. Changes no result. As is known of CPUs of this kind, if nothing else was said.
     tiles_from: from how many tokens of a matrix or an expert on tiles are used, by format name; a format left out as
     the ISA's table says, which was measured on one machine.
     """
@@ -57,7 +58,7 @@ class Context:
     threads: int = THREADS
     activations: str = "int8"
     attention: str = "float32"
-    prefetch: bool = PREFETCH
+    prefetch: tuple[int, int] = PREFETCH
     tiles_from: Mapping[str, int] = field(default_factory=dict)
     native: Any = field(init=False, compare=False, repr=False)  # the extension's own
 

@@ -15,14 +15,13 @@ from ...kernels.isa import kernels_digest
 from ...kernels.packed import ExpertBank
 from .. import writable
 from ..bandwidth_model.profile import hardware_key, profile_path
-from .kernel_rates import HIDDEN
 
 EXPERTS = 8  # of one call
 
 
 def seconds_of(ops: Ops, bank: ExpertBank, first: int, tokens: int) -> float:
     """Seconds of a call in which each of EXPERTS experts from `first` on gets so many tokens."""
-    x = torch.ones(tokens, HIDDEN)
+    x = torch.ones(tokens, bank.layout.hidden)
     ids = ((torch.arange(EXPERTS) + first) % bank.experts).int().expand(tokens, -1).contiguous()
     weights = torch.ones(tokens, EXPERTS)
     start = time.perf_counter()

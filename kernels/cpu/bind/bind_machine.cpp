@@ -1,4 +1,5 @@
 // What is not an op: instruction set, threads, memory, and what the machine can do at best.
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
@@ -35,10 +36,10 @@ bool advise_huge(Address data, size_t bytes) {
 }
 
 // isa: its name; ValueError where this CPU has none of it. tiles_from: by format code; left out: as the table says.
-void make_context(Context* to, const char* isa, bool exact, int threads, bool prefetch, bool pairs, const nb::dict& tiles_from) {
+void make_context(Context* to, const char* isa, bool exact, int threads, std::array<size_t, 2> prefetch, bool pairs, const nb::dict& tiles_from) {
   const Kernels* table = find_isa(isa);
   if (!table) throw nb::value_error(("no instruction set " + std::string(isa) + " on this CPU").c_str());
-  Context made{table, exact, threads, prefetch, pairs, {}};
+  Context made{table, exact, threads, {prefetch[0], prefetch[1]}, pairs, {}};
   for (const auto& [format, tokens] : tiles_from) made.tiles_from[nb::cast<int>(format)] = nb::cast<int>(tokens);
   new (to) Context(std::move(made));
 }

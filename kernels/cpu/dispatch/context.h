@@ -12,7 +12,7 @@ struct Context {
   const Kernels* isa;
   bool exact;                     // activations are not rounded to int8
   int threads;                    // the caller included
-  bool prefetch;                  // weights are asked for ahead of what is read
+  size_t ahead[2];                // how many bytes ahead weights are asked for, into the second and the first cache
   bool pairs;                     // attention on a cache of bf16 multiplies bf16, where the CPU has that
   int tiles_from[FORMAT_COUNT];  // from how many tokens on tiles are used; 0: as the table says
 

@@ -182,6 +182,7 @@ struct BlockFormat {
     constexpr int HIGH = C::HIGH * 32, LOW = C::LOW * 32;  // bytes of 8 blocks
     const size_t group = S::bytes(blocks) + size_t(first) * BLOCK_BYTES<C>;
     to += S::bytes(W);
+    prefetch_lines(a + group, HIGH + LOW), prefetch_lines(b + group, HIGH + LOW);
     if constexpr (HIGH > 0) join_bytes<HIGH>(a + group, b + group, to);
     join_bytes<LOW>(a + group + HIGH, b + group + HIGH, to + 2 * HIGH);
   }

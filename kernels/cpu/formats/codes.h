@@ -125,6 +125,7 @@ constexpr size_t BLOCK_BYTES = size_t(C::HIGH + C::LOW) * 4;  // of codes
 template <class C, bool FULL>
 inline __attribute__((always_inline)) void load_codes(const uint8_t* group, int blocks, int first, int n, Step& q) {
   I low[C::LOW], high[C::HIGH ? C::HIGH : 1];
+  if (!FULL) prefetch_lines(group + size_t(first) * BLOCK_BYTES<C>, size_t(n) * BLOCK_BYTES<C>);
   if constexpr (C::HIGH > 0) load_plane<C::HIGH, FULL>(group + first * 4 * C::HIGH, n, high);
   load_plane<C::LOW, FULL>(group + (blocks * C::HIGH + first * C::LOW) * 4, n, low);
   C::join(low, high, q);

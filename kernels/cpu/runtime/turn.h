@@ -9,8 +9,7 @@ namespace headrace {
 class Turn : public TeamTurn {
  public:
   explicit Turn(const Context& context_) : TeamTurn(context_.threads), context(context_), isa(*context_.isa) {
-    constexpr size_t FAR = 8192, NEAR = 1024;  // see layout.h
-    prefetch_far = context.prefetch ? FAR : 0, prefetch_near = context.prefetch ? NEAR : 0;
+    prefetch_far = context.ahead[0], prefetch_near = context.ahead[1];
   }
 
   const Context& context;
