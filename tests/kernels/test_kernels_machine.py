@@ -126,7 +126,8 @@ def batches(ops: CpuOps, form: Format, tokens: int) -> list[tuple[slice, list[sl
     few = slice(0, least - 1 if least else tokens)
     ways = [(few, [slice(t, t + 1) for t in (0, few.stop // 2, few.stop - 1)] + [slice(few.stop // 2, few.stop)])]
     if least:
-        ways.append((slice(0, tokens), [slice(0, least), slice(3, 3 + least), slice(5, 40), slice(16, tokens)]))
+        sizes = [slice(3, 3 + least + more) for more in (0, 5, 7, 9)]
+        ways.append((slice(0, tokens), [slice(0, least), *sizes, slice(5, 40), slice(16, tokens)]))
     return ways
 
 

@@ -15,6 +15,8 @@ constexpr int RUNS = 2;
 
 using EightSums = float[EIGHT][RUNS][W];
 
+constexpr int eights_of(int tokens) { return (tokens + EIGHT - 1) / EIGHT; }
+
 // Eights of tokens over which the asking for lines ahead is spread: with all of it in the first one, experts of 32 and 64 tokens
 // take 1.05 to 1.2 times as long where a weight has 6 bits or more.
 constexpr int ASKING = 4;

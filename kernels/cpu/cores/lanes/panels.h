@@ -13,11 +13,23 @@ namespace {
 // 16 rows of a run; where fewer are left, the last one fills the place: its products are not used.
 struct Rows16 {
   const uint8_t* at[W];
+  size_t stride;  // from each row to the next; 0: fewer are left
 
-  Rows16(const uint8_t* first, size_t row_bytes, int n) {
+  Rows16(const uint8_t* first, size_t row_bytes, int n) : stride(n >= W ? row_bytes : 0) {
     for (int i = 0; i < W; i++) at[i] = first + size_t(least(i, n - 1)) * row_bytes;
   }
 };
+
+// A line of each of 16 rows. With an address for every row the compiler fetches them from memory or from vectors.
+inline __attribute__((always_inline)) void load_lines(const uint8_t* first, size_t stride, V (&a)[W]) {
+#pragma GCC unroll 4
+  for (int i = 0; i < W; i += 4) {
+    const uint8_t* four = first + i * stride;
+    asm("" : "+r"(four));
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; j++) a[i + j] = load(reinterpret_cast<const float*>(four + j * stride));
+  }
+}
 
 // Words [0, words) of every row from byte `from` on, words <= W; word d of all rows in a[d].
 inline __attribute__((always_inline)) void load_words(const Rows16& rows, size_t from, int words, V (&a)[W]) {

@@ -2,8 +2,8 @@
 //
 //   out[r][t] = sum over k of bf16(w[r][k]) * bf16(x[t][k])
 //
-// Rows and tokens: eights.h. A panel is pairs of bf16 [k / 2][part][run] of 512 columns, which the first cache holds, an eight
-// of tokens dwords [k / 2][8 tokens]; both are padded with zeros to whole blocks. What a weight becomes is a format's business:
+// Rows and tokens: eights.h. A panel is pairs of bf16 [k / 2][part][run] of 256 or 512 columns, which the first cache holds, an
+// eight of tokens dwords [k / 2][8 tokens]; both are padded with zeros to whole blocks. What a weight becomes is a format's business:
 //
 //   Bf16Pairs    what it is
 //   F16Pairs     two bf16 whose sum it is, exactly: 11 bits do not fit into 8. Twice the products; float32 arithmetic has half
@@ -37,9 +37,6 @@ struct Steps {
 };
 
 constexpr int BLOCK_PAIRS = BLOCK / 2;
-constexpr int PIECE = BLOCK_GROUP;  // blocks of a panel
-
-static_assert(PIECE % (FP8_RUN / BLOCK) == 0);
 
 // Where pair 0 of a run begins, and how far it is to the next.
 template <int PARTS>
@@ -65,23 +62,29 @@ inline __m512i block_words(const uint8_t* p, int left) {
   return _mm512_maskz_loadu_epi16(left >= BLOCK ? ~0u : (1u << left) - 1, p);
 }
 
+// PIECE: blocks of a panel.
 struct Bf16Pairs {
-  static constexpr int PARTS = 1, SCALED_STEPS = 0;
+  static constexpr int PARTS = 1, SCALED_STEPS = 0, PIECE = 8;
   static size_t more_bytes(int) { return 0; }
 
   static void unpack(const Rows16& rows, int cols, Steps steps, const RunPairs<PARTS>& to, const Ahead& ahead, uint8_t*) {
     for (int step = steps.begin; step < steps.end; step++) {
       ahead.ask(step - steps.begin);
       V a[W];
+      const size_t from = size_t(step) * 2 * BLOCK;
+      if (rows.stride && cols - step * BLOCK >= BLOCK) {
+        load_lines(rows.at[0] + from, rows.stride, a);
+      } else {
 #pragma GCC unroll 16
-      for (int i = 0; i < W; i++) a[i] = as_floats(block_words(rows.at[i] + size_t(step) * 2 * BLOCK, cols - step * BLOCK));
+        for (int i = 0; i < W; i++) a[i] = as_floats(block_words(rows.at[i] + from, cols - step * BLOCK));
+      }
       put_turned(to, (step - steps.begin) * BLOCK_PAIRS, 0, a);
     }
   }
 };
 
 struct F16Pairs {
-  static constexpr int PARTS = 2, SCALED_STEPS = 0;
+  static constexpr int PARTS = 2, SCALED_STEPS = 0, PIECE = 8;
   static size_t more_bytes(int) { return 0; }
 
   // What is left of a float that was rounded to bf16; nothing of one that is no number.
@@ -118,7 +121,8 @@ constexpr JoinBytes JOIN_BYTES = [] {
 }();
 
 struct Fp8Pairs {
-  static constexpr int PARTS = 1, SCALED_STEPS = FP8_RUN / BLOCK;
+  static constexpr int PARTS = 1, SCALED_STEPS = FP8_RUN / BLOCK, PIECE = 16;
+  static_assert(PIECE % SCALED_STEPS == 0);
   static size_t more_bytes(int) { return size_t(PIECE) / SCALED_STEPS * RUNS * 64; }
 
   static void unpack(const Rows16& rows, int cols, Steps steps, const RunPairs<PARTS>& to, const Ahead& ahead,
@@ -151,7 +155,7 @@ inline __m512i interleaved(V even, V odd) {
 
 template <class F>
 struct BlockPairs {
-  static constexpr int PARTS = 1, SCALED_STEPS = 0, EACH = F::Scales::MIN ? 2 : 1;
+  static constexpr int PARTS = 1, SCALED_STEPS = 0, PIECE = BLOCK_GROUP, EACH = F::Scales::MIN ? 2 : 1;
   static size_t more_bytes(int) { return size_t(PIECE) * FACTORS<F> * RUNS * 64; }
 
   template <int I_>
@@ -199,18 +203,29 @@ inline __m512bh token_pair(const uint8_t* x, int t) {
   return (__m512bh)_mm512_set1_epi32(pair);
 }
 
-// T tokens; SCALED: sums of so many steps are scaled, and added up in `out`; 0: none are.
+// Tokens that are multiplied at once, at most: 24 sums in registers. With 14 an expert of 14 tokens takes 1.05 times as long, as
+// the next rows are then asked for all at once.
+constexpr int TOGETHER = 12;
+
+// How many of those that are left come next: eight, and the last few with the eight before them. Sums of two or four tokens are
+// too few chains to hide how long the instruction takes.
+constexpr int together(int left) { return left <= TOGETHER ? left : EIGHT; }
+constexpr int times_together(int tokens) { return tokens <= TOGETHER ? 1 : 1 + eights_of(tokens - TOGETHER); }
+
+// T tokens, those of an eight at x and of the one at `next`; SCALED: sums of so many steps are scaled, and added up in `out`;
+// 0: none are.
 template <int T, int PARTS, int SCALED>
 struct PairProducts {
-  static inline __attribute__((always_inline)) void step(const uint8_t* w, const uint8_t* x, V (&acc)[T][RUNS]) {
+  static inline __attribute__((always_inline)) void step(const uint8_t* w, const uint8_t* x, const uint8_t* next,
+                                                         V (&acc)[T][RUNS]) {
 #pragma GCC unroll 4
-    for (int pair = 0; pair < BLOCK_PAIRS; pair++, x += EIGHT * 4)
+    for (int pair = 0; pair < BLOCK_PAIRS; pair++, x += EIGHT * 4, next += EIGHT * 4)
 #pragma GCC unroll 2
       for (int part = 0; part < PARTS; part++, w += RUNS * 64) {
         const __m512bh a = (__m512bh)int_load(w), b = (__m512bh)int_load(w + 64);
-#pragma GCC unroll 8
+#pragma GCC unroll 12
         for (int t = 0; t < T; t++) {
-          const __m512bh token = token_pair(x, t);
+          const __m512bh token = t < EIGHT ? token_pair(x, t) : token_pair(next, t - EIGHT);
           acc[t][0] = _mm512_dpbf16_ps(acc[t][0], a, token);
           acc[t][1] = _mm512_dpbf16_ps(acc[t][1], b, token);
         }
@@ -218,21 +233,21 @@ struct PairProducts {
   }
 
   // Sums of all steps before grow by those of a panel.
-  static __attribute__((noinline)) void run(const uint8_t* w, const uint8_t* x, int steps, const float* scales,
-                                            const Ahead& ahead, float (*out)[RUNS][W]) {
+  static __attribute__((noinline)) void run(const uint8_t* w, const uint8_t* x, const uint8_t* next, int steps,
+                                            const float* scales, const Ahead& ahead, float (*out)[RUNS][W]) {
     constexpr size_t W_STEP = BLOCK_PAIRS * RunPairs<PARTS>::STEP, X_STEP = BLOCK_PAIRS * EIGHT * 4;
     const int each = SCALED ? SCALED : steps;
     for (int first = 0; first < steps; first += each, scales += RUNS * W) {
       V acc[T][RUNS];
-#pragma GCC unroll 8
+#pragma GCC unroll 12
       for (int t = 0; t < T; t++)
 #pragma GCC unroll 2
         for (int r = 0; r < RUNS; r++) acc[t][r] = SCALED ? zero() : load(out[t][r]);
       for (int s = first; s < least(steps, first + each); s++) {
         ahead.ask(s);
-        step(w + s * W_STEP, x + s * X_STEP, acc);
+        step(w + s * W_STEP, x + s * X_STEP, next + s * X_STEP, acc);
       }
-#pragma GCC unroll 8
+#pragma GCC unroll 12
       for (int t = 0; t < T; t++)
 #pragma GCC unroll 2
         for (int r = 0; r < RUNS; r++)
@@ -277,7 +292,7 @@ void pairs_seal(uint8_t* hidden, int count, int width) {
 // What a thread needs: a panel, the sums of a pass, and what unpacking needs besides.
 template <class F>
 struct PairScratch {
-  static constexpr size_t PANEL = size_t(PIECE) * BLOCK_PAIRS * RunPairs<F::PARTS>::STEP;
+  static constexpr size_t PANEL = size_t(F::PIECE) * BLOCK_PAIRS * RunPairs<F::PARTS>::STEP;
   uint8_t* panel;
 
   EightSums* sums() const { return reinterpret_cast<EightSums*>(panel + PANEL); }
@@ -289,14 +304,15 @@ size_t pairs_scratch(int cols) {
   return PairScratch<F>::PANEL + PASS_SUMS + F::more_bytes(cols);
 }
 
-// Up to eight tokens.
+// Up to TOGETHER tokens.
 template <class F>
-void pair_products(const PairScratch<F>& scratch, const uint8_t* x, int steps, int tokens, const Ahead& ahead, EightSums& sums) {
+void pair_products(const PairScratch<F>& scratch, const uint8_t* x, const uint8_t* next, int steps, int tokens, const Ahead& ahead,
+                   EightSums* sums) {
   constexpr int PARTS = F::PARTS, SCALED = F::SCALED_STEPS;
-  constexpr decltype(&PairProducts<8, PARTS, SCALED>::run) by_pairs[4] = {
-      PairProducts<2, PARTS, SCALED>::run, PairProducts<4, PARTS, SCALED>::run, PairProducts<6, PARTS, SCALED>::run,
-      PairProducts<8, PARTS, SCALED>::run};
-  by_pairs[(tokens - 1) / 2](scratch.panel, x, steps, reinterpret_cast<const float*>(scratch.more()), ahead, sums);
+  constexpr decltype(&PairProducts<8, PARTS, SCALED>::run) by_pairs[TOGETHER / 2] = {
+      PairProducts<2, PARTS, SCALED>::run, PairProducts<4, PARTS, SCALED>::run,  PairProducts<6, PARTS, SCALED>::run,
+      PairProducts<8, PARTS, SCALED>::run, PairProducts<10, PARTS, SCALED>::run, PairProducts<12, PARTS, SCALED>::run};
+  by_pairs[(tokens - 1) / 2](scratch.panel, x, next, steps, reinterpret_cast<const float*>(scratch.more()), ahead, sums[0]);
 }
 
 // 16 rows of both runs from `row` on with up to PASS_TOKENS tokens from `token` on, panel after panel: save(sums, row, token,
@@ -307,24 +323,31 @@ void pairs_pass(const RowPair& w, int row, const TileTokens& x, int token, int c
                 const Save& save) {
   const uint8_t *a = w.a + size_t(row) * w.row_bytes, *b = w.b + size_t(row) * w.row_bytes;
   const Rows16 rows_a(a, w.row_bytes, w.na - row), rows_b(row < w.nb ? b : a, w.row_bytes, most(w.nb - row, 1));
-  const int all = tile_steps(cols), tokens = least(PASS_TOKENS, x.count - token), eights = (tokens + EIGHT - 1) / EIGHT;
-  const int early = eights == 1 ? 2 : 0, parts = early + least(eights, ASKING);
+  const int all = tile_steps(cols), tokens = least(PASS_TOKENS, x.count - token), times = times_together(tokens);
+  const int early = tokens <= EIGHT ? 2 : 0, parts = early + least(times, ASKING);
   const size_t rows_bytes = W * w.row_bytes, each = rows_bytes / all;
-  __builtin_memset(scratch.sums(), 0, eights * sizeof(EightSums));
-  for (int first = 0; first < all; first += PIECE) {
-    const int end = least(all, first + PIECE);
+  const auto each_eight = [&](int t, int n, const auto& visit) {
+    for (const int end = t + n; t < end; t += EIGHT) visit(t, least(EIGHT, end - t));
+  };
+  __builtin_memset(scratch.sums(), 0, eights_of(tokens) * sizeof(EightSums));
+  for (int first = 0; first < all; first += F::PIECE) {
+    const int end = least(all, first + F::PIECE);
     const auto ahead = [&](int part) {
       const size_t done = rows_bytes + first * each + (end - first) * each * part / parts;
       return Ahead{a + done, b + done, part < parts ? each / parts : 0};
     };
+    const auto eight = [&](int t) {
+      const uint8_t* at = x.base + t / TILE_SIDE * x.stride + t % TILE_SIDE / EIGHT * pairs_half(cols);
+      return at + size_t(first) * (TILE_BYTES / 2);
+    };
     F::unpack(rows_a, cols, {first, end}, {scratch.panel}, ahead(early ? 0 : parts), scratch.more());
     F::unpack(rows_b, cols, {first, end}, {scratch.panel + 64}, ahead(early ? 1 : parts), scratch.more() + 64);
-    for (int i = 0, t = token; i < eights; i++, t += EIGHT) {
-      const int n = least(EIGHT, x.count - t);
-      const uint8_t* eight = x.base + t / TILE_SIDE * x.stride + t % TILE_SIDE / EIGHT * pairs_half(cols);
-      if (end == all) save.ask(row, t, n);
-      pair_products<F>(scratch, eight + size_t(first) * (TILE_BYTES / 2), end - first, n, ahead(early + i), scratch.sums()[i]);
-      if (end == all) save(scratch.sums()[i], row, t, n);
+    for (int i = 0; i < times; i++) {
+      const int t = token + i * EIGHT, n = together(tokens - i * EIGHT);
+      EightSums* sums = scratch.sums() + i;
+      if (end == all) each_eight(t, n, [&](int at, int count) { save.ask(row, at, count); });
+      pair_products<F>(scratch, eight(t), eight(t + EIGHT), end - first, n, ahead(early + i), sums);
+      if (end == all) each_eight(t, n, [&](int at, int count) { save(sums[(at - t) / EIGHT], row, at, count); });
     }
   }
 }

@@ -244,7 +244,7 @@ void vnni_pass(const RowPair& w, int row, const TileTokens& x, int token, int co
                const Save& save) {
   const uint8_t *a = w.a + size_t(row) * w.row_bytes, *b = w.b + size_t(row) * w.row_bytes;
   const Rows16 rows[RUNS] = {{a, w.row_bytes, w.na - row}, {row < w.nb ? b : a, w.row_bytes, most(w.nb - row, 1)}};
-  const int blocks = cols / BLOCK, tokens = least(PASS_TOKENS, x.count - token), eights = (tokens + EIGHT - 1) / EIGHT;
+  const int blocks = cols / BLOCK, tokens = least(PASS_TOKENS, x.count - token), eights = eights_of(tokens);
   const int group = tokens <= PanelFor<F>::FEW ? PanelFor<F>::GROUP : PanelFor<F>::MOST;
   const int early = F::PARTS == 2 && eights == 1 ? 2 : 0, parts = early + least(eights, ASKING);
   const size_t rows_bytes = W * w.row_bytes, each = rows_bytes / blocks;
