@@ -21,8 +21,8 @@ from itertools import accumulate
 
 from ...loaders.tokens.tokenizer import Tokenizer
 
-MOST_TOKENS = 4_000_000  # kept, 4 bytes each
-COST = 64  # tokens that an answer counts besides its own, for what is kept of it
+MOST_TOKENS = 4_000_000  # kept, 4 bytes each: 16 MB
+COST = 168  # tokens that an answer counts besides its own: key, list, array and its share of tables, 670 bytes
 MOST_ALIKE = 8  # answers to one prompt
 HEAD = 32  # tokens at a prompt's end among which the last special one is looked for
 Key = tuple[int, bytes]  # bytes before, and their digest

@@ -56,6 +56,7 @@ class Tokenizer:
         self.source, self.settings, self.notes = source, settings, tuple(notes)
         self.special_texts = {name: text for name in NAMED_TOKENS if (text := _text_of(settings.get(name)))}
         self.templates = {name: self._template(text) for name, text in templates.items()}  # compiled when used
+        self._given: ChatTemplate | None = None  # the last one that came as text: a server's is the same every time
         self._core = core
         check_growth(core, source)
         # A tokenizer.json may carry the padding and truncation of its training; both would damage a prompt.
@@ -175,7 +176,10 @@ class Tokenizer:
         """A template by name, by its text, or the one that transformers takes if none is asked for. Raises
         TokenizerError if there is none."""
         if wanted is not None and "{" in wanted:
-            return self._template(wanted)
+            given = self._given
+            if given is None or given.text != wanted:
+                self._given = given = self._template(wanted)
+            return given
         names = [wanted] if wanted is not None else ["tool_use"] * with_tools + [template_files.DEFAULT]
         for name in names:
             if name in self.templates:

@@ -11,6 +11,7 @@ import tokenizers
 from vocabularies import byte_level, made, save
 
 from headrace.errors import TokenizerError
+from headrace.loaders.tokens.template_sandbox import Sandbox
 from headrace.loaders.tokens.tokenizer import Tokenizer
 
 CHAT = [
@@ -71,6 +72,21 @@ def test_chats_agree_with_transformers(tmp_path: Path, chatty: tokenizers.Tokeni
 def test_a_chat_reads_as_it_should(chatty: tokenizers.Tokenizer) -> None:
     text = made(chatty, CHATML).render_chat([{"role": "user", "content": "Hi <&>"}])
     assert text == "<|im_start|>user\nHi <&><|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_a_template_that_is_given_is_compiled_once(
+    chatty: tokenizers.Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server with --chat-template gives it with every request."""
+    compiled: list[str] = []
+    compile_it = Sandbox.from_string
+    monkeypatch.setattr(Sandbox, "from_string", lambda self, text: compiled.append(text) or compile_it(self, text))
+    tokenizer, other = made(chatty, "the model's own"), CHATML.replace("assistant", "model")
+    first = [tokenizer.render_chat(CHAT, template=CHATML) for _ in range(3)]
+    assert first == [made(chatty, CHATML).render_chat(CHAT)] * 3
+    assert compiled == [CHATML] * 2
+    assert tokenizer.render_chat(CHAT, template=other) == made(chatty, other).render_chat(CHAT)
+    assert compiled == [CHATML, CHATML, other, other]
 
 
 def test_where_the_template_is_found(tmp_path: Path, chatty: tokenizers.Tokenizer) -> None:

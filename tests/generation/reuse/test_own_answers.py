@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
+import tracemalloc
 from collections import defaultdict
 from collections.abc import Callable
 from functools import cache
@@ -218,6 +219,28 @@ def test_no_more_tokens_are_kept_than_allowed_and_those_in_use_stay(demo: Tokeni
     own.keep(placed(own, "User: x\nModel:\n"), [5] * (own.most + 1))
     assert (own.kept, len(own)) == (0, 0), "one that is larger than all of it"
     assert not own._lengths
+
+
+@pytest.mark.parametrize("tokens", [1, 8, 300])
+def test_what_answers_count_is_the_memory_that_they_take(demo: Tokenizer, tokens: int) -> None:
+    """A server that runs for long keeps the most that there may be: it has to be so many bytes."""
+    luck, number = random.Random(tokens), 1000
+    tracemalloc.start()
+    try:
+        own, rounds = OwnAnswers(demo, most=number * (COST + tokens + 2)), []
+        for turn in range(5):
+            most = 0
+            for i in range(number):
+                place = Place(key=(turn * number + i, luck.randbytes(16)), head=(luck.randrange(300, 4000), 300))
+                own.keep(place, [luck.randrange(300, 4000) for _ in range(tokens)])
+                most = max(most, tracemalloc.get_traced_memory()[0])
+            rounds.append(most)
+    finally:
+        tracemalloc.stop()
+    assert len(own) == number
+    assert max(rounds) <= 4 * own.most, "it takes more than it counts"
+    assert max(rounds) > 2.5 * own.most, "it counts far more than it takes"
+    assert max(rounds[3:]) < 1.02 * max(rounds[1:3]), "more comes than goes"
 
 
 def test_several_threads(demo: Tokenizer) -> None:
