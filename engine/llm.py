@@ -63,10 +63,10 @@ class LLM:
     model: the directory of a Hugging Face checkpoint, a hub id, "demo", or a source of weights. The options are the
     fields of `EngineConfig`.
     progress(done, total) is called with bytes while weights load, compiling(done, total) with kernels while those of a
-    GPU are compiled. sampler(logits, sequences, ops) chooses the next
-    tokens, as `SamplingParams` say if none is given. check(admission) sees which prompts are admitted before weights
-    are loaded; what it raises ends the load. With the C++ kernels torch is limited to one thread in this process, since
-    two thread pools on the same cores slow each other down.
+    GPU are compiled, joining(here, total) with hosts while they are waited for. sampler(logits, sequences, ops) chooses
+    the next tokens, as `SamplingParams` say if none is given. check(admission) sees which prompts are admitted before
+    weights are loaded; what it raises ends the load. With the C++ kernels torch is limited to one thread in this
+    process, since two thread pools on the same cores slow each other down.
     Raises a `HeadraceError` that names what is wrong: options, files, memory, hub.
 
     `parts` are what it is made of, `ledger` has the account of its passes, `predictions` what they are held against.
@@ -78,11 +78,17 @@ class LLM:
         *,
         progress: Progress | None = None,
         compiling: Progress | None = None,
+        joining: Progress | None = None,
         sampler: Sampler = sample,
         check: Check | None = None,
         **options: Any,
     ) -> None:
-        for name, call in (("progress", progress), ("compiling", compiling), ("sampler", sampler)):
+        for name, call in (
+            ("progress", progress),
+            ("compiling", compiling),
+            ("joining", joining),
+            ("sampler", sampler),
+        ):
             if call is not None and not callable(call):
                 raise OptionError(f"{name} is {brief(call)}; it must be a function")
         self.config = EngineConfig(**options)
@@ -91,7 +97,7 @@ class LLM:
         check_folder(self.config)
         self.source = _source(model)
         self.draft_model = self._draft_model()
-        self.parts = parts = build(self.source, self.config, progress, check, compiling)
+        self.parts = parts = build(self.source, self.config, progress, check, compiling, joining)
         self.ledger = Ledger()
         way, formats = parts.signal_choice, parts.checkpoint.formats
         handoff_s = way.us * 1e-6 if parts.graphed is not None and way is not None and way.us is not None else None

@@ -99,6 +99,8 @@ def _model(word: str, stays: bool) -> str:
 
 def _run(program: str, words: list[str], folder: str, where: str) -> bool:
     """Whether it ended well; else what it said."""
+    if words[:2] == ["trace", "record"] and "-o" in words:  # what another page recorded is not written over
+        (Path(folder) / words[words.index("-o") + 1]).unlink(missing_ok=True)
     try:
         done = subprocess.run(
             [program, *words],

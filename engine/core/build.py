@@ -65,10 +65,11 @@ def build(
     progress: Progress | None = None,
     check: Check | None = None,
     compiling: Progress | None = None,
+    joining: Progress | None = None,
 ) -> EngineParts:
     """Loads the model of a source as the config says; raises a `HeadraceError` that names what is wrong. check: sees
     what admits prompts, before weights are loaded; what it raises ends the load. compiling: called with kernels of a
-    GPU done and in all."""
+    GPU done and in all; joining: with hosts that are here and in all."""
     here = open_model(source, config, shows=progress is not None)
     name, context, ops, profile, torch_threads, found, checkpoint, tokenizer = here
     kv_format = kv_budget.kv_format(config, checkpoint.spec, checkpoint.formats)
@@ -79,7 +80,7 @@ def build(
     admission = _admission(checkpoint, tokenizer, plan)
     if check is not None:
         check(admission)
-    apart, plan = on_disk.open_files(config, checkpoint, plan, ops, progress)
+    apart, plan = on_disk.open_files(config, checkpoint, plan, ops, progress, joining)
     choice, arena = _beside_a_gpu(config, checkpoint, plan, found, runtime, problem)
     main = found[plan.placement.main]
     granted = Granted(name == "cpu", arena)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ...errors import DeviceError
 from ...kernels import Ops
 from ...loaders.weights.by_expert.stored import StoredExperts
-from ...loaders.weights.checkpoint import Checkpoint
+from ...loaders.weights.checkpoint import Checkpoint, Progress
 from ..bandwidth_model.network import wire_sizes
 from ..config import EngineConfig
 from ..experts.disk.files import ExpertFiles
@@ -31,11 +31,17 @@ log = logging.getLogger("headrace")
 
 
 class OnHosts:
-    """Gathers the hosts that a config asks for, and tells each its share. Raises OptionError, DeviceError,
-    MemoryNeeded before weights are loaded."""
+    """Gathers the hosts that a config asks for, and tells each its share. joining: as of
+    `Gathering.first`. Raises OptionError, DeviceError, MemoryNeeded before weights are loaded."""
 
     def __init__(
-        self, config: EngineConfig, checkpoint: Checkpoint, stored: StoredExperts, ops: Ops, plan: MemoryPlan
+        self,
+        config: EngineConfig,
+        checkpoint: Checkpoint,
+        stored: StoredExperts,
+        ops: Ops,
+        plan: MemoryPlan,
+        joining: Progress | None = None,
     ) -> None:
         self.config, self.ops, self.plan = config, ops, plan
         self.counts, self.tokens = [len(row) for row in plan.placement.experts], config.prefill_chunk
@@ -48,17 +54,19 @@ class OnHosts:
         self.gathering = door.opened(config, terms, checkpoint)
         self.candidates: list[Candidate] = []
         try:
-            self._gather(config, checkpoint, stored)
+            self._gather(config, checkpoint, stored, joining)
         except BaseException:
             self.gathering.close()
             for one in self.candidates:  # they wait for a share that will not come
                 one.sock.close()
             raise
 
-    def _gather(self, config: EngineConfig, checkpoint: Checkpoint, stored: StoredExperts) -> None:
+    def _gather(
+        self, config: EngineConfig, checkpoint: Checkpoint, stored: StoredExperts, joining: Progress | None
+    ) -> None:
         count, shown = config.hosts or 1, self.gathering.meeting.shown
         log.warning("waiting for %d hosts: headrace host MODEL --join %s", count, shown)
-        self.candidates = self.gathering.first(count, config.host_wait)
+        self.candidates = self.gathering.first(count, config.host_wait, joining)
         dealer = Dealer(config, checkpoint.spec, stored, self.plan, self.candidates)
         self.dealt = dealer.dealt(self.counts, self.ops)
         sizes = [layout.bytes for layout in stored.layouts]

@@ -1,13 +1,16 @@
 """Policies by name: those of the box, and what other packages offer as entry points of the group "headrace.policies".
 
-An entry point is a function that takes what is known (`Known`) and gives a policy, as the functions here do.
+An entry point is a function that takes what is known (`Known`) and gives a policy, as the functions here do. A name of
+the box stays the box's: of an entry point that has it, a line says that it is not used.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from functools import cache, lru_cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import TypeVar
 
 from ...errors import OptionError
@@ -20,6 +23,7 @@ from .recency import AdmitOnSecondMiss, Lru, SegmentedLru
 from .second_gpu import SecondGpu
 
 GROUP = "headrace.policies"
+log = logging.getLogger("headrace")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,28 +75,42 @@ BOX: dict[str, Make] = {
 
 def names() -> list[str]:
     """Of all that there are."""
-    return [*BOX, *(point.name for point in entry_points(group=GROUP) if point.name not in BOX)]
+    return [*BOX, *(point.name for point in _points(entry_points) if point.name not in BOX)]
+
+
+@lru_cache(maxsize=1)
+def _points(look: Callable[..., Iterable[EntryPoint]]) -> tuple[EntryPoint, ...]:
+    """What other packages offer. Read once: a replay makes hundreds of policies."""
+    return tuple(look(group=GROUP))
+
+
+@cache
+def _say_unused(name: str, value: str) -> None:
+    """Once for each."""
+    log.warning("policy '%s' of %s is not used: headrace has one of that name; rename its entry point", name, value)
 
 
 def make(name: str, known: Known) -> Policy:
     """Raises OptionError for a name that there is not, for one that needs what is not known, and where another
     package's policy cannot be loaded."""
+    same = [point for point in _points(entry_points) if point.name == name]
     if name in BOX:
+        for point in same:
+            _say_unused(name, point.value)
         return BOX[name](known)
-    for point in entry_points(group=GROUP):
-        if point.name == name:
-            try:
-                policy: Policy = point.load()(known)
-            except Exception as error:  # whatever that package raises
-                problem = f"{type(error).__name__}: {error}"
-                raise OptionError(
-                    f"policy '{name}' of {point.value} cannot be made ({problem}): an entry point names a function of "
-                    "what is known, def make(known)"
-                ) from error
-            if lacks := [part for part in ("name", "start", "layer") if not hasattr(policy, part)]:
-                raise OptionError(
-                    f"policy '{name}' of {point.value} is of type {type(policy).__name__}, without "
-                    f"{' and '.join(lacks)} (docs/policies.md): add what is missing"
-                )
-            return policy
+    for point in same:
+        try:
+            policy: Policy = point.load()(known)
+        except Exception as error:  # whatever that package raises
+            problem = f"{type(error).__name__}: {error}"
+            raise OptionError(
+                f"policy '{name}' of {point.value} cannot be made ({problem}): an entry point names a function of "
+                "what is known, def make(known)"
+            ) from error
+        if lacks := [part for part in ("name", "start", "layer") if not hasattr(policy, part)]:
+            raise OptionError(
+                f"policy '{name}' of {point.value} is of type {type(policy).__name__}, without "
+                f"{' and '.join(lacks)} (docs/policies.md): add what is missing"
+            )
+        return policy
     raise OptionError(f"there is no policy '{name}': take one of {', '.join(names())}")

@@ -32,6 +32,7 @@ class Loading:
         self.settings = settings
         self.app: ASGIApp | None = None
         self.done, self.total = 0, 0
+        self.hosts: tuple[int, int] | None = None  # that are here, of how many, while they are waited for
         self.is_over = threading.Event()  # nobody waits for the model any more
         self.guarded = Guard(self._not_yet, settings)
 
@@ -39,6 +40,11 @@ class Loading:
         """Bytes that are loaded, and of how many. Raises as `check` does."""
         self.check()
         self.done, self.total = done, total
+
+    def joining(self, here: int, total: int) -> None:
+        """Hosts that have joined, and how many are waited for. Raises as `check` does."""
+        self.check()
+        self.hosts = (here, total) if here < total else None
 
     def check(self) -> None:
         """Raises KeyboardInterrupt, which ends the load, where the server was stopped meanwhile: pools of threads that
@@ -57,13 +63,13 @@ class Loading:
             page = files.response(scope["path"], headers)
             if page is not None:
                 return await page(scope, receive, send)
-        details = {"loaded_bytes": self.done, "total_bytes": self.total}
+        details, text = {"loaded_bytes": self.done, "total_bytes": self.total}, "the model is loading"
+        if self.hosts is not None:
+            here, total = self.hosts
+            details |= {"hosts_joined": here, "hosts_wanted": total}
+            text = f"the model waits for hosts, {here} of {total} joined: start headrace host on the others"
         error = ApiError(
-            503,
-            "the model is loading; ask again in a while",
-            code="loading",
-            details=details,
-            headers={"retry-after": "2"},
+            503, f"{text}; ask again in a while", code="loading", details=details, headers={"retry-after": "2"}
         )
         await error_response(error, scope["path"])(scope, receive, send)
 

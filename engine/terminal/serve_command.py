@@ -39,7 +39,7 @@ def serve(model: str, settings: ServerSettings, config: dict[str, Any]) -> None:
             loading.progress(done, total)
             moves["progress"](done, total)
 
-        llm = LLM(model, progress=progress, compiling=moves["compiling"], **options)
+        llm = LLM(model, progress=progress, compiling=moves["compiling"], joining=loading.joining, **options)
         loading.check()
         bars.close()
         start_up(llm)

@@ -73,7 +73,9 @@ def new_file() -> Path:
     except OSError as error:
         remedy = f"{ELSEWHERE}, or name a file with -o"
         raise OptionError(f"cannot keep a trace in {folder()}: {error.strerror}; {remedy}") from error
-    return folder() / f"unfinished-{os.getpid()}.trace"
+    found = folder() / f"unfinished-{os.getpid()}.trace"
+    found.unlink(missing_ok=True)  # of a process that was killed, and had the same number
+    return found
 
 
 def keep(file: Path, *, move: bool) -> Path:

@@ -113,7 +113,10 @@ class Writer(Generic[T]):
 
 
 def check(path: Path) -> None:
-    """Raises OptionError if a trace cannot be written there: before a model is loaded, not after."""
+    """Raises OptionError if a trace cannot be written there: before a model is loaded, not after. A file that holds
+    something stays: nobody can record the same run again."""
     if Path(path).is_dir():
         raise OptionError(f"cannot write the trace to {path}: it is a directory; name a file")
+    if Path(path).is_file() and Path(path).stat().st_size:
+        raise OptionError(f"cannot write the trace to {path}: there is a file already; remove it, or name another")
     writable.check(Path(path), "the trace")

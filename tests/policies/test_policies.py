@@ -318,6 +318,29 @@ def test_policies_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
         assert make(name, Known(counts=[[1.0]], future=[], fetched=[0], store_bytes=1)).name == name
 
 
+def test_a_policy_named_as_one_of_the_box_is_said_to_be_unused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looked: list[str] = []
+
+    class Point:
+        name, value = "lru", "mine.policies:faster_lru"
+
+        def load(self) -> Any:
+            raise AssertionError("it was loaded")
+
+    monkeypatch.setattr(
+        "headrace.engine.policies.registry.entry_points", lambda group: looked.append(group) or [Point()]
+    )
+    for _ in range(3):
+        assert type(make("lru", Known())) is type(BOX["lru"](Known()))
+        assert make("lfu", Known()).name == "lfu"
+    said = "policy 'lru' of mine.policies:faster_lru is not used: headrace has one of that name; rename its entry point"
+    assert caplog.messages == [said], "once for each"
+    assert names() == [*BOX]
+    assert looked == ["headrace.policies"]
+
+
 # ---- replay
 
 

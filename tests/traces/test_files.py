@@ -202,6 +202,13 @@ def test_a_full_disk_ends_the_trace_and_not_the_run(
 def test_what_cannot_be_written_is_refused_before(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="it is a directory"):
         writer.check(tmp_path)
+    (tmp_path / "earlier").write_bytes(b"x")
+    with pytest.raises(OptionError, match="earlier: there is a file already; remove it, or name another"):
+        writer.check(tmp_path / "earlier")
+    assert (tmp_path / "earlier").read_bytes() == b"x"
+    (tmp_path / "empty").touch()
+    for free in (tmp_path / "empty", tmp_path / "new", Path("/dev/null")):
+        writer.check(free)
     with pytest.raises(OptionError, match="cannot write the trace"):
         writer.check(tmp_path / "no" / "t")
     with pytest.raises(OptionError, match="cannot write the trace"):

@@ -164,7 +164,12 @@ def test_generate_and_bench_record_too(tmp_path: Path, run: Run) -> None:
     assert run("generate", "demo", "Behold,", "-n", "3", "--ignore-eos", *more)[0] == 0
     found = reader.read(path)
     assert (found.damage, int(found.generated.sum())) == ("", 2)
-    tests = ["-p", "8", "-n", "4", "-r", "1"]
+    tests, earlier = ["-p", "8", "-n", "4", "-r", "1"], path.read_bytes()
+    status, _, err = run("bench", "demo", *tests, *more)
+    assert status == 1
+    assert "there is a file already; remove it" in err
+    assert path.read_bytes() == earlier
+    path.unlink()
     assert run("bench", "demo", *tests, *more)[0] == 0
     assert reader.read(path).damage == ""
     assert len(reader.read(path)) > 12

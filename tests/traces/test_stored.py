@@ -74,6 +74,7 @@ def test_a_named_file_is_kept_only_if_asked_for(run: Run, tmp_path: Path) -> Non
     file = tmp_path / "run.trace"
     assert run("trace", "record", "demo", "--prompts", prompts, "-n", "3", "-o", file)[0] == 0
     assert stored.kept() == []
+    file.unlink()
     assert run("trace", "record", "demo", "--prompts", prompts, "-n", "3", "-o", file, "--store")[0] == 0
     (one,) = stored.kept()
     assert one.path.read_bytes() == file.read_bytes()

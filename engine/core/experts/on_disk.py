@@ -61,15 +61,21 @@ class OnDisk:
 
 
 def open_files(
-    config: EngineConfig, checkpoint: Checkpoint, plan: MemoryPlan, ops: Ops, progress: Progress | None
+    config: EngineConfig,
+    checkpoint: Checkpoint,
+    plan: MemoryPlan,
+    ops: Ops,
+    progress: Progress | None,
+    joining: Progress | None,
 ) -> tuple[OnDisk | OnHosts | OnLayers | None, MemoryPlan]:
-    """None where all experts are loaded with the rest. With hosts the plan says then what stays here."""
+    """None where all experts are loaded with the rest. With hosts the plan says then what stays here. joining:
+    called with hosts that are here and all, while they are waited for."""
     if config.hosts is not None and config.split_by == "layers":
-        layers = OnLayers(config, checkpoint, ops, plan)
+        layers = OnLayers(config, checkpoint, ops, plan, joining)
         return layers, layers.decided()
     if plan.stored is None:
         return None, plan
     if config.hosts is None:
         return OnDisk(config, checkpoint, plan.stored, ops, progress), plan
-    hosts = OnHosts(config, checkpoint, plan.stored, ops, plan)
+    hosts = OnHosts(config, checkpoint, plan.stored, ops, plan, joining)
     return hosts, hosts.decided()

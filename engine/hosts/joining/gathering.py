@@ -68,15 +68,19 @@ class Gathering:
         self.thread = threading.Thread(target=self._accept, name="headrace-door", daemon=True)
         self.thread.start()
 
-    def first(self, count: int, wait: float) -> list[Candidate]:
-        """So many hosts, in the order of their names. Raises DeviceError where they do not come in time."""
+    def first(self, count: int, wait: float, joining: Callable[[int, int], None] | None = None) -> list[Candidate]:
+        """So many hosts, in the order of their names. joining: called with those that are here, and with all. Raises
+        DeviceError where they do not come in time."""
         found: list[Candidate] = []
         end = time.monotonic() + wait
+        tell = joining or (lambda here, all: None)
+        tell(0, count)
         while len(found) < count:
             try:
                 found.append(self.candidates.get(timeout=max(0.0, end - time.monotonic())))
                 if len(found) < count:
                     log.warning("host %s is here, %d more to come", found[-1].name, count - len(found))
+                tell(len(found), count)
             except queue.Empty:
                 more = f"; turned away: {self.refused[-1]}" if self.refused else ""
                 raise DeviceError(

@@ -13,7 +13,7 @@ from ....errors import DeviceError, OptionError
 from ....kernels import Ops
 from ....kernels.residual.streams import opened
 from ....loaders.spec import CompressedSpec, ModelSpec, MoeSpec
-from ....loaders.weights.checkpoint import Checkpoint
+from ....loaders.weights.checkpoint import Checkpoint, Progress
 from ....loaders.weights.model_weights import Held, ModelWeights, allocate
 from ...config import EngineConfig
 from ...experts.backend import CpuExperts
@@ -42,10 +42,17 @@ log = logging.getLogger("headrace")
 
 
 class OnLayers:
-    """Gathers the hosts that a config asks for, and tells each its layers. Raises OptionError, DeviceError,
-    MemoryNeeded before weights are loaded."""
+    """Gathers the hosts that a config asks for, and tells each its layers. joining: as of
+    `Gathering.first`. Raises OptionError, DeviceError, MemoryNeeded before weights are loaded."""
 
-    def __init__(self, config: EngineConfig, checkpoint: Checkpoint, ops: Ops, plan: MemoryPlan) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        checkpoint: Checkpoint,
+        ops: Ops,
+        plan: MemoryPlan,
+        joining: Progress | None = None,
+    ) -> None:
         self.config, self.checkpoint, self.ops, self.plan = config, checkpoint, ops, plan
         spec = checkpoint.spec
         _check(spec)
@@ -57,7 +64,7 @@ class OnLayers:
         terms = Terms.of(config, ops, self._limit(), checkpoint.formats.used)
         self.gathering = door.opened(config, terms, checkpoint)
         try:
-            self._gather()
+            self._gather(joining)
         except BaseException:
             self.gathering.close()
             raise
@@ -70,10 +77,10 @@ class OnLayers:
         numbers = (2 + kinds) * tokens + sequences * (pages_for(room.context) * kinds + 15)
         return 4 * numbers + tokens * F32.row(row_width(self.checkpoint.spec)) + SLACK
 
-    def _gather(self) -> None:
+    def _gather(self, joining: Progress | None) -> None:
         count, shown = self.config.hosts or 1, self.gathering.meeting.shown
         log.warning("waiting for %d hosts: headrace host MODEL --join %s", count, shown)
-        self.candidates = self.gathering.first(count, self.config.host_wait)
+        self.candidates = self.gathering.first(count, self.config.host_wait, joining)
         is_even = self.config.placement is not None and self.config.asked_placement.kind == "hosts"
         rates = [1.0 if is_even else one.rate for one in self.candidates]
         work = self.layers.work

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 import torch
-from host_processes import free_port
+from host_processes import coordinator, free_port
 from refusals import refused
+from thread_hosts import ThreadHosts
 
 from headrace import LLM, EngineConfig
 from headrace.engine.bench.random_weights import random_llm
@@ -237,3 +238,10 @@ def test_dealing() -> None:
         deal([8], [10_000_000], [Node("c", 99_000_000, 0.0), Node("a", 50_000_000, 1.0)])
     left = without(owners, 2, [nodes[1]], [1])
     assert [[row.count(n) for n in range(3)] for row in left] == [[0, 8, 0], [0, 4, 0]]
+
+
+@pytest.mark.parametrize("split", ["experts", "layers"])
+def test_who_waits_is_told_how_many_are_here(split: str, two: ThreadHosts) -> None:
+    told: list[tuple[int, int]] = []
+    with coordinator(two, split_by=split, joining=lambda *numbers: told.append(numbers)):
+        assert told == [(0, 2), (1, 2), (2, 2)]

@@ -67,6 +67,15 @@ def test_the_page_is_there_while_the_model_loads() -> None:
     waiting = asyncio.run(_get(loading, "/health", {}))
     assert waiting.status_code == 503
     assert waiting.json()["error"]["loaded_bytes"] == 3
+    assert "hosts" not in waiting.text
+    loading.joining(1, 2)
+    waiting = asyncio.run(_get(loading, "/health", {}))
+    assert waiting.status_code == 503
+    error = waiting.json()["error"]
+    assert "the model waits for hosts, 1 of 2 joined: start headrace host" in error["message"]
+    assert (error["code"], error["hosts_joined"], error["hosts_wanted"]) == ("loading", 1, 2)
+    loading.joining(2, 2)
+    assert "the model is loading" in asyncio.run(_get(loading, "/health", {})).json()["error"]["message"]
     assert asyncio.run(_get(Loading(ServerSettings(no_page=True)), "/", HTML)).status_code == 503
 
 

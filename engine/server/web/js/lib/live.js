@@ -92,7 +92,8 @@ async function watch() {
 
 function describe(error) {
   if (error.status === 503 && error.details.code === "loading") {
-    const { loaded_bytes: done, total_bytes: all } = error.details;
+    const { loaded_bytes: done, total_bytes: all, hosts_joined: here, hosts_wanted: hosts } = error.details;
+    if (hosts) return { state: "loading", text: `waiting for hosts, ${here} of ${hosts} joined` };
     return { state: "loading", text: all ? `loading, ${Math.floor((100 * done) / all)} %` : "loading" };
   }
   if (error.status) return { state: "lost", text: error.message };
