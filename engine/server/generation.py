@@ -13,6 +13,7 @@ from ...loaders.tokens.dialects.events import Event
 from ..generation.answer_text import AnswerText
 from ..generation.outputs import Chunk
 from ..generation.request import Request
+from .reports.gaps import Gaps
 from .wire.errors import ApiError, engine_failed
 
 SILENT_S = 5.0  # after which a stream shows that it lives
@@ -49,6 +50,7 @@ class Generation:
         self.first: float | None = None  # when its first token came
         self.last: float | None = None
         self.tokens = 0
+        self.gaps = Gaps()  # between its tokens
         self._fresh = asyncio.Event()
 
     def wake(self) -> None:
@@ -94,12 +96,20 @@ class Generation:
         while self.text.events:
             found.events.append(self.text.events.popleft())
         if found.chunks:
-            self.last = time.monotonic()
-            self.first = self.first or self.last
+            self._time(len(found.chunks), time.monotonic())
             self.tokens += len(found.chunks)
         if self.shows_progress:
             found.progress = self._progress()
         return found
+
+    def _time(self, count: int, now: float) -> None:
+        """So many tokens are here: those that came together share what they took."""
+        if self.last is not None:
+            self.gaps.add((now - self.last) / count, count)
+        elif count > 1:
+            self.gaps.add(0.0, count - 1)
+        self.last = now
+        self.first = self.first or now
 
     def _progress(self) -> dict[str, Any] | None:
         """How far the prompt is, by llama.cpp's names, cached tokens included; None where that is known already. One

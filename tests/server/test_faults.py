@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import socket
 import threading
 import time
@@ -10,12 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from serving import Served, raw, serving
 
 from headrace import HeadraceError
-from headrace.engine.server import security, service
+from headrace.engine.server import generation, security, service
 
+CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "Hello there"}]
 LONG: dict[str, Any] = {"messages": HELLO, "max_tokens": 900, "ignore_eos": True}
 
@@ -98,8 +101,6 @@ def test_several_answers_are_all_taken_or_none(served: Served) -> None:
 
 
 def test_a_reader_that_does_not_read_is_let_go(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    from headrace.engine.server import generation
-
     monkeypatch.setattr(generation, "MOST_UNREAD", 40)
     body = httpx.Request(
         "POST", "http://x", json={**LONG, "stream": True, "logprobs": True, "top_logprobs": 20}
@@ -109,6 +110,27 @@ def test_a_reader_that_does_not_read_is_let_go(served: Served, monkeypatch: pyte
     assert until(lambda: len(served.service.open) == 1)
     assert until(lambda: not served.service.open, 30)
     connection.close()
+
+
+@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize(
+    ("path", "sign"), [(CHAT, ":\n\n"), ("/v1/responses", ":\n\n"), ("/v1/messages", "event: ping")]
+)
+def test_a_stream_that_waits_shows_that_it_lives(
+    path: str, sign: str, silent: bool, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a pass takes long; not where clients cannot read it (--no-keep-alive)."""
+    monkeypatch.setattr(generation, "SILENT_S", 0.02)
+    settings = dataclasses.replace(served.service.settings, no_keep_alive=silent)
+    monkeypatch.setattr(served.service, "settings", settings)
+    body = {"messages": HELLO, "input": "Hello", "max_tokens": 2, "max_output_tokens": 2, "stream": True}
+    with ThreadPoolExecutor(1) as pool:
+        with served.llm.loop.lock:
+            answer = pool.submit(httpx.post, f"{served.url}{path}", json=body, timeout=60)
+            assert until(lambda: len(served.service.open) == 1)
+            time.sleep(0.3)
+        text = answer.result().text
+    assert text.count(sign) == 0 if silent else text.count(sign) > 1
 
 
 def test_a_pass_that_fails_ends_its_requests_and_no_others(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,17 +181,17 @@ def test_connections_that_come_and_go(served: Served) -> None:
                 ][i % 3]
             )
 
+    process = psutil.Process()
+    files = process.num_fds()
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(drop, range(300)))
+        list(pool.map(drop, range(2000)))
+    assert until(lambda: process.num_fds() <= files + 2), "connections are still open"
 
 
 def request(method: str, path: str, *headers: str, body: bytes = b"") -> bytes:
     """A request as bytes."""
     lines = [f"{method} {path} HTTP/1.1", "host: localhost", "connection: close", *headers, "", ""]
     return "\r\n".join(lines).encode() + body
-
-
-CHAT = "/v1/chat/completions"
 
 
 @pytest.mark.parametrize(

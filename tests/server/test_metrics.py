@@ -40,6 +40,9 @@ def test_metrics_count_what_was_done(served: Served) -> None:
     assert grown("headrace_generation_tokens_total[]") == 7
     assert grown("headrace_request_success_total['length']") == 1
     assert grown("headrace_time_to_first_token_seconds_count[]") == 1
+    gaps = "headrace_inter_token_latency_seconds"
+    assert grown(f"{gaps}_count[]") == grown(f"{gaps}_bucket['+Inf']") == 6
+    assert 0 < grown(f"{gaps}_sum[]") <= grown("headrace_e2e_request_latency_seconds_sum[]")
     read = sum(sum(p.bytes["cpu_dram"].values()) for p in list(served.llm.ledger.account.recent)[-7:])
     counted = {name: value for name, value in after.items() if name.startswith("headrace_bytes_total['cpu_dram'")}
     assert sum(counted.values()) - sum(before.get(name, 0) for name in counted) == read

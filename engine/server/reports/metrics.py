@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
@@ -23,6 +23,7 @@ from ..generation import Generation
 from ..page.passes import newest
 from ..page.totals import Totals
 from ..service import Service
+from .gaps import Gaps
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 HOTTEST = (1, 5, 10, 20, 50)  # per cent of the experts whose share of the choices is told
@@ -47,6 +48,7 @@ class Metrics(Collector):
             name: Histogram(f"headrace_{name}", about, buckets=SECONDS, registry=self.registry)
             for name, about in HISTOGRAMS.items()
         }
+        self.gaps = Gaps()
         self.bytes: Sums[tuple[str, str]] = Sums()
         self.seconds: Sums[str] = Sums()
         self.forced = self.drafted = self.accepted = 0
@@ -75,6 +77,7 @@ class Metrics(Collector):
         """A request has ended."""
         if generation.first is None:
             return
+        self.gaps += generation.gaps
         begun, last = generation.submitted + generation.queued_s, generation.last or generation.first
         seconds = {
             "time_to_first_token_seconds": generation.first - generation.submitted,
@@ -113,6 +116,10 @@ class Metrics(Collector):
         yield counter("spliced_answers", "earlier answers in prompts that had the model's own tokens", spliced)
         reasons = {(reason,): count for reason, count in self.totals.reasons.items()}
         yield counter("request_success", "requests that ended, by why", reasons, ["finished_reason"])
+        yield HistogramMetricFamily(
+            "headrace_inter_token_latency_seconds", "between two tokens of a request, each",
+            buckets=self.gaps.buckets, sum_value=self.gaps.seconds,
+        )  # fmt: skip
         yield counter("bytes", "bytes read or sent by passes", dict(self.bytes), ["tier", "group"])
         yield counter("pass_seconds", "seconds of passes", {(p,): s for p, s in self.seconds.items()}, ["phase"])
         yield counter("forced_tokens", "tokens that grammars forced, each of which saved a pass", {(): self.forced})
