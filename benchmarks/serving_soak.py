@@ -7,9 +7,11 @@ once, requests that are wrong, and clients that leave: before the first token, i
 
     start, during, end   what the process has; the first fifth of the requests is warm-up and fills every page once
     slopes               of looks at rest behind the warm-up, by least squares, in units for 100,000 requests, with the
-                         standard error: "rss_mb: 0.31 +- 0.40" says that nothing is known to grow
+                         standard error: "rss_mb: 0.31 +- 0.40" says that nothing is known to grow; then the same of
+                         the second half of the requests, when caches are full that fill for long
     status 1             something grew: at rest there are more threads or files, pages or slots are held, or memory
-                         grew behind the warm-up by more than `--most-growth` MB
+                         grew behind the warm-up by more than `--most-growth` MB; or a request failed
+    asleep               seconds in which this process did not run, stopped or on a busy machine; no request's 120 s
 
 Clients keep their connections. --tiny: nineteen of twenty requests ask for one token behind three words, so that many
 fit into a short time.
@@ -29,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ from headrace.engine.bench import passport
 from headrace.kernels.context import Context
 
 WARM_UP, TINY = 0.2, 0.95  # of the requests
+TICK_S, TIMEOUT_S = 0.25, 120.0
 # Calls as Hermes and Qwen3 write them, so that a grammar can make the model call.
 TEMPLATE = """{%- if tools %}<tools>
 {% for tool in tools %}{{ tool | tojson }}
@@ -72,8 +75,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     with serving() as (process, port):
         found = asyncio.run(Soak(process, port, args).run())
-    found["slopes"] = slopes(found["samples"])
-    problems = grown(found["samples"], args.most_growth)
+    found["slopes"], found["second_half"] = slopes(found["samples"]), slopes(found["samples"], 0.5)
+    problems = [*failed(found["answers"]), *grown(found["samples"], args.most_growth)]
     show(found, problems)
     result_file.write(
         args.json, "serving-soak", {"passport": passport.passport(Context()), **found, "problems": problems}
@@ -135,9 +138,11 @@ class Soak:
         self.answers: Counter[str] = Counter()
         self.samples: list[dict[str, Any]] = []
         self.started = time.monotonic()
+        self.awake = self.asleep = 0.0  # seconds in which this process ran, and did not
 
     async def run(self) -> dict[str, Any]:
         """All requests. Clients wait while the server is looked at: at rest it should have what it had before."""
+        clock = asyncio.ensure_future(self._count_time())
         await asyncio.gather(*(self._turn(i, random.Random(i), 2) for i in range(self.clients)))
         for part in range(self.samples_wanted + 1):
             await self._at_rest()
@@ -148,9 +153,11 @@ class Soak:
             turns = (self._turn(i, random.Random(f"{part} {i}"), self.share) for i in range(self.clients))
             await asyncio.gather(*turns)
             await busy
+        clock.cancel()
         seconds = time.monotonic() - self.started
         return {
-            "requests": self.done, "seconds": round(seconds, 1), "per_second": round(self.done / seconds, 1),
+            "requests": self.done, "seconds": round(seconds, 1), "asleep": round(self.asleep, 1),
+            "per_second": round(self.done / seconds, 1),
             "answers": dict(sorted(self.answers.items())), "samples": self.samples,
         }  # fmt: skip
 
@@ -164,11 +171,30 @@ class Soak:
             kind = "tiny" if is_tiny else luck.choices(list(KINDS), [weight for weight, _ in KINDS.values()])[0]
             path, body, read = tiny(luck) if is_tiny else KINDS[kind][1](luck)
             try:
-                status = await asyncio.wait_for(connection.ask(path, body, read), 120)
-            except (OSError, asyncio.IncompleteReadError) as error:
+                status = await self._in_time(connection.ask(path, body, read))
+            except (OSError, asyncio.IncompleteReadError, asyncio.TimeoutError) as error:
                 status = type(error).__name__
             self.answers[f"{kind} {status}"] += 1
             self.done += 1
+
+    async def _count_time(self) -> None:
+        """A tick that comes late says that nobody ran, or nobody here: a server that was stopped too is not slow."""
+        last = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.monotonic()
+            late = max(0.0, now - last - 4 * TICK_S)
+            self.awake, self.asleep, last = self.awake + now - last - late, self.asleep + late, now
+
+    async def _in_time(self, work: Coroutine[Any, Any, int | str]) -> int | str:
+        """A status that comes within TIMEOUT_S of time awake; raises TimeoutError."""
+        task, end = asyncio.ensure_future(work), self.awake + TIMEOUT_S
+        while not (await asyncio.wait({task}, timeout=5.0))[0]:
+            if self.awake > end:
+                task.cancel()
+                await asyncio.wait({task})
+                raise asyncio.TimeoutError
+        return task.result()
 
     async def _at_rest(self) -> None:
         """Waits until nothing runs; the answer to what clients left ends within a pass, and nobody is connected."""
@@ -189,7 +215,8 @@ class Soak:
         lines = (await get(self.port, "/metrics")).decode().splitlines()
         metrics = {name: float(value) for name, _, value in (one.rpartition(" ") for one in lines) if name[0] != "#"}
         return {
-            "requests": self.done, "rss_mb": round(self.process.memory_info().rss / 1e6, 2),
+            "requests": self.done, "seconds": round(time.monotonic() - self.started, 1),
+            "rss_mb": round(self.process.memory_info().rss / 1e6, 2),
             "threads": self.process.num_threads(), "files": self.process.num_fds(), "slots": slots,
             "running": int(metrics["headrace_num_requests_running"]),
             "pages_held": round(metrics["headrace_kv_cache_usage_perc"], 4),
@@ -312,11 +339,16 @@ async def get(port: int, path: str) -> bytes:
     return found
 
 
-def slopes(samples: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """Of what the process has at rest behind the warm-up: growth for 100,000 requests, and its standard error; empty
-    where there are fewer than three looks."""
+def failed(answers: dict[str, int]) -> list[str]:
+    """Requests without an answer, in words."""
+    return [f"{name}: {count}" for name, count in answers.items() if name.endswith("Error")]
+
+
+def slopes(samples: list[dict[str, Any]], behind: float = WARM_UP) -> dict[str, list[float]]:
+    """Of what the process has at rest behind a share of the requests: growth for 100,000 requests, and its
+    standard error; empty where there are fewer than three looks."""
     rest = [one for one in samples if not one.get("busy")]
-    rest = [one for one in rest if one["requests"] >= WARM_UP * rest[-1]["requests"]]
+    rest = [one for one in rest if one["requests"] >= behind * rest[-1]["requests"]]
     found = {}
     for name in ("rss_mb", "threads", "files", "slots", "pages_held", "pages_idle") if len(rest) > 2 else ():
         x, y = [one["requests"] / 1e5 for one in rest], [float(one[name]) for one in rest]
@@ -351,6 +383,8 @@ def show(found: dict[str, Any], problems: list[str]) -> None:
     print(", ".join(f"{name}: {count}" for name, count in found["answers"].items()))
     for name, (slope, error) in found["slopes"].items():
         print(f"{name}: {slope} +- {error} for 100,000 requests")
+    for name, (slope, error) in found["second_half"].items():
+        print(f"second half, {name}: {slope} +- {error} for 100,000 requests")
     print("\n".join(problems) or "nothing grew")
 
 

@@ -58,3 +58,14 @@ def test_slopes_are_for_100000_requests() -> None:
     slope, error = found["files"]
     assert abs(slope) < error
     assert serving_soak.slopes(samples[:2]) == {}
+
+
+def test_slopes_of_the_second_half_leave_out_what_fills_before() -> None:
+    samples = [{**REST, "requests": 1000 * i, "rss_mb": 300.0 + min(i, 5)} for i in range(11)]
+    assert serving_soak.slopes(samples)["rss_mb"][0] > 10
+    assert serving_soak.slopes(samples, 0.5)["rss_mb"] == [0.0, 0.0]
+
+
+def test_requests_without_an_answer_are_problems() -> None:
+    answers = {"whole 200": 9, "left left": 2, "wrong 400": 3, "whole TimeoutError": 1}
+    assert serving_soak.failed(answers) == ["whole TimeoutError: 1"]
