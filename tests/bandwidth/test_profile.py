@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import quick
 from rich.console import Console
 from terminal import folded
 
@@ -150,7 +151,10 @@ def test_what_a_busy_machine_gave_is_not_kept(
     assert saved_date() == ("1999-01-01" if kept else None)
 
 
-def test_asked_for_it_is_kept_with_a_warning(run: Run, measured: list[float]) -> None:
+def test_asked_for_it_is_kept_with_a_warning(
+    run: Run, measured: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick.calibrations(monkeypatch)
     measured[0] = 99.0
     status, _, err = run("measure")
     assert status == 0

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+import quick
 import torch
 
 from headrace import LLM, SamplingParams
@@ -30,8 +32,8 @@ def _torch_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def load(**options: Any) -> LLM:
-    return LLM("demo", expert_format="q4_0", max_context=96, max_sequences=2, **options)
+def load(model: str | Path = "demo", **options: Any) -> LLM:
+    return LLM(str(model), expert_format="q4_0", max_context=96, max_sequences=2, **options)
 
 
 def on_isa(isa: str, **options: Any) -> LLM:
@@ -58,15 +60,15 @@ def interleaved(models: list[LLM]) -> list[list[list[int]]]:
     return found
 
 
-def alone(**options: Any) -> tuple[list[list[int]], torch.Tensor]:
-    with load(**options) as llm:
+def alone(model: Path, **options: Any) -> tuple[list[list[int]], torch.Tensor]:
+    with load(model, **options) as llm:
         (found,) = interleaved([llm])
         return found, logits(llm)
 
 
-def test_models_that_take_turns_give_what_each_gives_alone() -> None:
-    wanted = {name: alone(**options) for name, options in WAYS.items()}
-    models = {name: load(**options) for name, options in WAYS.items()}
+def test_models_that_take_turns_give_what_each_gives_alone(talker: Path) -> None:
+    wanted = {name: alone(talker, **options) for name, options in WAYS.items()}
+    models = {name: load(talker, **options) for name, options in WAYS.items()}
     found = dict(zip(models, interleaved(list(models.values())), strict=True))
     for name, llm in models.items():
         assert found[name] == wanted[name][0], name
@@ -87,9 +89,9 @@ def test_each_keeps_its_settings_while_others_come_and_go() -> None:
     assert torch.equal(logits(one), expected)
 
 
-def test_torch_computes_with_the_threads_of_the_model_whose_pass_it_is() -> None:
+def test_torch_computes_with_the_threads_of_the_model_whose_pass_it_is(talker: Path) -> None:
     seen: list[int] = []
-    reference, fast = load(kernels="reference", threads=2), load(threads=2)
+    reference, fast = load(talker, kernels="reference", threads=2), load(talker, threads=2)
     for llm in (reference, fast):
         forward = llm.parts.decoder.forward
 
@@ -119,7 +121,7 @@ def test_another_instruction_set_beside_the_best(isa: str) -> None:
 def test_measuring_disturbs_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     llm = load(threads=1)
     expected, before = logits(llm), llm.parts.context
-    monkeypatch.setattr(tile_thresholds, "ROUNDS", 1)
+    quick.calibrations(monkeypatch)
     tile_thresholds.measure(Context(threads=2), ["q8_0"])
     assert llm.parts.context == before
     assert torch.equal(logits(llm), expected)
