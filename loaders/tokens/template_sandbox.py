@@ -30,6 +30,7 @@ from . import template_limits
 from .template_limits import joined, made, weigh
 
 SECONDS = 20.0  # for one rendering; a server has a shorter limit of its own
+AGAIN_S = 0.2  # until it is told once more: what is raised inside of a `__del__` is lost
 LONGEST_PATTERN = 1000  # characters of a date's format
 
 
@@ -37,27 +38,31 @@ LONGEST_PATTERN = 1000  # characters of a date's format
 def bounded(seconds: float | None = None) -> Iterator[None]:
     """The body may take so many seconds, and make so much text; raises TimeoutError or jinja's SecurityError in it."""
     made.begin()
-    lock, thread = threading.Lock(), ctypes.c_ulong(threading.get_ident())
+    lock, ended, thread = threading.Lock(), threading.Event(), ctypes.c_ulong(threading.get_ident())
     state = {"over": False, "stopped": False}
 
     def stop() -> None:
-        with lock:
-            if not state["over"]:
+        wait = SECONDS if seconds is None else seconds
+        while not ended.wait(wait):
+            with lock:
+                if state["over"]:
+                    return
                 state["stopped"] = True
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TimeoutError))
+            wait = AGAIN_S
 
-    timer = threading.Timer(SECONDS if seconds is None else seconds, stop)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=stop, daemon=True).start()
     try:
         yield
     finally:
-        with lock:
-            state["over"] = True
-        timer.cancel()
-        made.begin()  # it holds lists of the conversation
-        if state["stopped"]:  # where the body was over by then, nothing may be raised behind it
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
+        state["over"] = True  # before anything that could be stopped itself
+        try:
+            with lock:  # who was about to raise has done so
+                ended.set()
+        finally:
+            made.begin()  # it holds lists of the conversation
+            if state["stopped"]:  # where the body was over by then, nothing may be raised behind it
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
 
 
 class _Generator(CodeGenerator):

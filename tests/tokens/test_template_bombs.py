@@ -147,6 +147,30 @@ def test_nothing_is_stopped_behind_its_end() -> None:
     time.sleep(0.01)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_who_loses_what_stops_it_is_stopped_again() -> None:
+    """Python drops what is raised inside of a `__del__`."""
+    lost = []
+
+    class Loses:
+        def __del__(self) -> None:
+            try:
+                spin()
+            except TimeoutError:
+                lost.append(self.__class__)
+                raise
+
+    def spin() -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            pass
+
+    with pytest.raises(TimeoutError), template_sandbox.bounded(0.01):
+        Loses()
+        spin()
+    assert len(lost) == 1
+
+
 def test_what_templates_do_is_not_refused() -> None:
     text = (
         "{{ messages | map(attribute='content') | join(', ') }}{{ 'a' ~ 1 ~ none }}{{ 'a'.center(5) }}{{ 7 * 3 }}"
