@@ -21,9 +21,10 @@ from headrace.engine.measure import tile_thresholds
 from headrace.kernels import FORMATS
 from headrace.kernels.context import NEVER
 from headrace.kernels.mixers import LatentBlock
+from headrace.loaders.weights import converted
 
 Checkpoints = Callable[[str], Path]
-LENGTHS, NEW = (70, 3, 150, 41, 1, 96, 17, 64), 40
+LENGTHS, NEW = (70, 3, 150, 41, 1, 96, 17, 64), 32
 PAGES = 6  # of the cache, where there is not room for all
 # Matrices that a team shares out, a context of several pages, prompts that fill more than a tile.
 WIDE: dict[str, Any] = {"hidden_size": 256, "moe_intermediate_size": 192, "intermediate_size": 320, "head_dim": 64}
@@ -67,13 +68,20 @@ def test_every_family_gives_the_same_logits_by_any_chunks_and_threads(variant: s
     assert torch.equal(found[0], found[2])
 
 
+@pytest.fixture(scope="module", params=sorted(FORMATS))
+def packed(request: pytest.FixtureRequest, wide: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wide model in each format, packed once for all that load it."""
+    path = tmp_path_factory.mktemp("packed") / str(request.param)
+    with load(wide, expert_format=request.param, dense_format=request.param) as llm:
+        converted.save(wide, path, llm.parts.weights, llm.parts.checkpoint.formats)
+    return path
+
+
 @pytest.mark.parametrize("activations", ["int8", "bf16"])
-@pytest.mark.parametrize("name", sorted(FORMATS))
-def test_every_format_gives_the_same_logits_by_any_chunks_and_threads(name: str, activations: str, wide: Path) -> None:
+def test_every_format_gives_the_same_logits_by_any_chunks_and_threads(activations: str, packed: Path) -> None:
     found = []
     for chunk, threads in ((512, 1), (37, 3), (1, 2)):
-        options = {"expert_format": name, "dense_format": name, "cpu_activations": activations}
-        with load(wide, prefill_chunk=chunk, threads=threads, **options) as llm:
+        with load(packed, prefill_chunk=chunk, threads=threads, cpu_activations=activations) as llm:
             found.append(llm.logits(ids(70)))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
