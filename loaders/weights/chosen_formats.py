@@ -155,7 +155,7 @@ def _as_part(spec: ModelSpec, place: str, cols: int) -> tuple[Part, Place]:
         is_head = role == "head" or spec.tied_head
         return Part("head" if is_head else "embedding", spec.vocab, cols, name="output"), at
     group: architecture.Group = "experts" if role in PARTS else "dense" if role.startswith("mlp") else "attention"
-    return Part(group, 1, cols, name=PART_NAMES[role]), at
+    return Part(group, 1, cols, name=PART_NAMES.get(role, role)), at  # llama.cpp has no rule for others
 
 
 def fitting(format: Format, cols: int, option: str) -> Format:

@@ -23,7 +23,7 @@ from ..gguf.runnable import READABLE
 from ..gguf.stored_names import names_of
 from ..memory import GB
 from ..model_source import Source
-from ..spec import ModelSpec
+from ..spec import ModelSpec, MoeSpec
 from . import chosen_formats
 from .checkpoint import SMALLER, Checkpoint
 from .chosen_formats import LoadOptions
@@ -68,7 +68,16 @@ def _formats(config: dict[str, Any], family: Family, spec: ModelSpec, options: L
     """The formats asked for; "native" is that of the dtype option, or the config's own dtype."""
     stored = str(config.get("torch_dtype") or config.get("dtype") or "bfloat16").removeprefix("torch.")
     plain = FORMATS[STORED.get(stored, "bf16")]
-    return chosen_formats.of_options(spec, empty_targets(spec, family.tensors), options, plain)
+    return chosen_formats.of_options(spec, empty_targets(_of_one_expert(spec), family.tensors), options, plain)
+
+
+def _of_one_expert(spec: ModelSpec) -> ModelSpec:
+    """The same with an expert a layer: all of a layer have the same formats, and a model may have 100,000."""
+    layers = (
+        replace(layer, ffn=replace(layer.ffn, experts=1)) if isinstance(layer.ffn, MoeSpec) else layer
+        for layer in spec.layers
+    )
+    return replace(spec, layers=tuple(layers))
 
 
 def _of_file(source: Source, spec: ModelSpec, options: LoadOptions) -> Formats:

@@ -161,6 +161,12 @@ def test_random_weights_of_every_kind_of_layer_run(shape: str) -> None:
 LACKING = {"Qwen3.8-Flash-Next": "has no 'indexer_budget'"}  # what is not known of a release, and decides on sizes
 
 
+@pytest.mark.parametrize("name", [name for name in catalogue.names() if name not in LACKING])
+def test_every_model_takes_a_mix_of_formats(name: str) -> None:
+    """Also for matrices that llama.cpp has no rule for; q5_0 is for rows that are none of q4_k's blocks."""
+    assert asked(catalogue.find(name).config, "q4_k_m", "q4_k_m").formats.experts.name in ("q4_k", "q5_0")
+
+
 @pytest.mark.parametrize("name", [*catalogue.names(), "deepseek-ai/DeepSeek-R1", "Qwen/Qwen3.6-35B-A3B"])
 def test_models_of_the_catalogue_can_be_run_with_random_weights(name: str) -> None:
     """Their entries have all that a run needs, or it says in one line what is missing; and what is computed is what the

@@ -165,9 +165,13 @@ def test_who_loses_what_stops_it_is_stopped_again() -> None:
         while time.monotonic() < end:
             pass
 
-    with pytest.raises(TimeoutError), template_sandbox.bounded(0.01):
-        Loses()
-        spin()
+    def run() -> None:
+        with template_sandbox.bounded(0.01):
+            Loses()
+            spin()
+
+    with pytest.raises(TimeoutError):
+        run()
     assert len(lost) == 1
 
 
