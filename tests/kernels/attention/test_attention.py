@@ -213,6 +213,29 @@ def test_pages_wholly_before_a_window_are_not_read(ops: CpuOps, form: KVFormat, 
     assert torch.equal(attend(ops, {**i, "tables": left}, window), expected)
 
 
+@pytest.mark.parametrize("window", [None, 5, 33])
+@pytest.mark.parametrize("heads", [(1, 1), (2, 1), (3, 1), (4, 1), (8, 1), (12, 2)])
+@pytest.mark.parametrize("form", [F32, BF16, Q8_0])
+def test_a_value_that_is_none_stays_with_those_who_see_it(
+    ops: CpuOps, form: KVFormat, heads: tuple[int, int], window: int | None
+) -> None:
+    """Tokens before it, whose pages may be another request's later, and tokens behind whose windows it lies, have the
+    bits that they have without it: none of them is multiplied by it, not by 0 either."""
+    new, context = 45, 78
+    i = inputs_of(heads, (64, 64), 16, [new], [context], form)
+    expected = attend(ops, i, window)
+    for bad in (0, 1, 16, 30, 31, 44):
+        damaged = {**i, "k": i["k"].clone(), "v": i["v"].clone()}
+        place = context - new + bad
+        slot = (i["tables"][0].long()[place // 16] * 16 + place % 16).view(1)
+        for name, number in (("k", float("nan")), ("v", float("inf"))):
+            cache_rows.store_(damaged[name], slot, torch.full((1, heads[1], 64), number))
+        got, until = attend(ops, damaged, window), new if window is None else bad + window
+        assert torch.equal(got[:bad], expected[:bad])
+        assert torch.equal(got[until:], expected[until:])
+        assert not got[bad:until].isfinite().any()
+
+
 MEMORY = """
 import sys, torch
 from headrace.kernels import _cpu

@@ -24,8 +24,6 @@ namespace {
 constexpr int FEW_ROWS = W == 16 ? ATTEND_ROWS : 8;
 
 // fn(number of rows as a type, first row) for all rows, in tiles of 4, 2 and 1.
-template <int R>
-using RowCount = std::integral_constant<int, R>;
 template <class Fn>
 inline void by_tiles(int rows, const Fn& fn) {
   int r = 0;
@@ -111,10 +109,10 @@ inline void weigh_step(const AttendRun& run, const Seen& seen) {
 template <class Row, int U, int ODD>
 void value_columns(const AttendRun& run, const KeyStep& step, const Seen& seen, int first, AskAhead& ahead) {
   by_tiles(run.item->rows, [&](auto rows, int r) {
-    constexpr int R = decltype(rows)::value;
-    if (seen.any<R>(r))
-      value_tile<Row, R, U, ODD>(run.scores(r), step.v, seen.from[r], seen.to[r + R - 1], first, run.acc(r),
-                                 run.item->v.dp, ahead);
+    seen.by_seen<decltype(rows)::value>(r, [&](auto some, int row, int from, int to) {
+      constexpr int R = decltype(some)::value;
+      value_tile<Row, R, U, ODD>(run.scores(row), step.v, from, to, first, run.acc(row), run.item->v.dp, ahead);
+    });
   });
 }
 

@@ -25,35 +25,67 @@ struct PairStep {
   }
 
   template <int ROWS, int R, int U, bool ASK>
-  void values(int first, int r) const {  // of rows first + r .. first + r + R
+  void values(int first, int r, const RowPlaces& v, int from, int n) const {  // of rows first + r .. first + r + R
     const uint8_t* weights = reinterpret_cast<const uint8_t*>(run.scores(first)) + r * (ROWS == 8 ? 4 : 8);
-    const int from = seen.from[first + r], n = seen.to[least(first + r + R, item().rows) - 1], d = item().v.d;
-    const int lines = d / LINE_NUMBERS, each = KEYS / lines;
+    const int d = item().v.d, lines = d / LINE_NUMBERS, each = KEYS / lines;
     int c = 0;
     for (; c + U <= lines; c += U)
-      pair_values<ROWS, R, U, ASK>(weights, step.v, from, n, c * LINE_NUMBERS, {(ASK ? next->v : step.v).at + c * each, d},
+      pair_values<ROWS, R, U, ASK>(weights, v, from, n, c * LINE_NUMBERS, {(ASK ? next->v : step.v).at + c * each, d},
                                    run.acc(first + r), item().v.dp);
     for (; c < lines; c++)
-      pair_values<ROWS, R, 1, ASK>(weights, step.v, from, n, c * LINE_NUMBERS, {(ASK ? next->v : step.v).at + c * each, d},
+      pair_values<ROWS, R, 1, ASK>(weights, v, from, n, c * LINE_NUMBERS, {(ASK ? next->v : step.v).at + c * each, d},
                                    run.acc(first + r), item().v.dp);
   }
 
-  template <bool ASK>
-  void few_values(int first, int rows) const {
-    rows > 2 ? values<4, 4, 2, ASK>(first, 0) : rows == 2 ? values<4, 2, 4, ASK>(first, 0) : values<4, 1, 4, ASK>(first, 0);
+  template <int ROWS, int R, int U>
+  void values(int first, const RowPlaces& v, int from, int n) const {
+    asks_values(first) ? values<ROWS, R, U, true>(first, 0, v, from, n) : values<ROWS, R, U, false>(first, 0, v, from, n);
+  }
+
+  // Values for who sees places [from, n): the other half of a pair has a row of those.
+  RowPlaces own_values(int from, int n) const {
+    RowPlaces own = step.v;
+    own.from = from, own.n = n;
+    if (from > 0) own.at[from - 1] = own.at[from];
+    if (n < KEYS) own.at[n] = own.at[n - 1];
+    return own;
+  }
+
+  template <int ROWS>
+  void one_row(int first, int r, int from, int n) const {
+    if (from < n) values<ROWS, 1, 4, false>(first, r, own_values(from, n), from, n);
+  }
+
+  // n rows: whole pairs that all see together, others row by row, a row's own in their order. Nothing else is read for a
+  // row: 0 times a value that is none, as a token's of a damaged model, would be none.
+  template <int ROWS, int R, int U>
+  void block_values(int first, int n) const {
+    const int *from = seen.from + first, *to = seen.to + first;
+    if (from[0] == from[n - 1] && to[0] == to[n - 1]) {
+      if (from[0] >= to[0]) return;
+      const bool whole = (from[0] % 2 == 0 || from[0] == step.v.from) && (to[0] % 2 == 0 || to[0] == step.v.n);
+      return whole ? values<ROWS, R, U>(first, step.v, from[0], to[0])
+                   : values<ROWS, R, U>(first, own_values(from[0], to[0]), from[0], to[0]);
+    }
+    const int low = (from[n - 1] + 1) / 2 * 2, high = to[0] / 2 * 2;
+    const bool all = low < high;
+    for (int r = 0; r < n; r++) one_row<ROWS>(first, r, from[r], all ? low : to[r]);
+    if (!all) return;
+    values<ROWS, R, U>(first, step.v, low, high);
+    for (int r = 0; r < n; r++) one_row<ROWS>(first, r, high, to[r]);
   }
 
   void block(int first) const {
-    const int left = item().rows - first;
-    const bool many = block_rows(left) == PAIR_ROWS, keys = asks_keys(first), values_too = asks_values(first);
+    const int left = item().rows - first, n = least(PAIR_ROWS, left);
+    const bool many = block_rows(left) == PAIR_ROWS, keys = asks_keys(first);
     if (many) {
       keys ? scores<2, true>(first) : scores<2, false>(first);
-      pair_weigh<8>(run, seen, first, least(PAIR_ROWS, left));
-      values_too ? values<8, 8, 1, true>(first, 0) : values<8, 8, 1, false>(first, 0);
+      pair_weigh<8>(run, seen, first, n);
+      block_values<8, 8, 1>(first, n);
     } else {
       keys ? scores<1, true>(first) : scores<1, false>(first);
-      pair_weigh<4>(run, seen, first, left);
-      values_too ? few_values<true>(first, left) : few_values<false>(first, left);
+      pair_weigh<4>(run, seen, first, n);
+      n > 2 ? block_values<4, 4, 2>(first, n) : n == 2 ? block_values<4, 2, 4>(first, n) : block_values<4, 1, 4>(first, n);
     }
   }
 };

@@ -4,6 +4,8 @@
 // which the hardware sees coming.
 #pragma once
 
+#include <type_traits>
+
 #include "cores/attend/rows.h"
 
 namespace headrace {
@@ -15,6 +17,10 @@ inline bool within_keys(const AttendItem& item) {
   return k.first == v.first && k.page_bytes == v.page_bytes && k.row_bytes == v.row_bytes;
 }
 
+// A number of rows, as a type.
+template <int R>
+using RowCount = std::integral_constant<int, R>;
+
 // What rows see of a step: row r places [from[r], to[r]). Rows are of rising positions: the first sees the earliest keys,
 // the last one the latest.
 struct Seen {
@@ -24,6 +30,24 @@ struct Seen {
   template <int R>
   bool any(int r) const {
     return from[r] < to[r + R - 1];
+  }
+
+  // fn(number of rows as a type, first row, from, to) for the places that rows [r, r + R) see: first those that only some see,
+  // row by row, then those that all see, then the rest. A row's own stay in their order, and nothing else is read for it:
+  // 0 times a value that is none, as a token's of a damaged model, would be none in rows that do not see it.
+  template <int R, class Fn>
+  void by_seen(int r, const Fn& fn) const {
+    const int first = from[r + R - 1], last = to[r];
+    if (R == 1 || (first == from[r] && last == to[r + R - 1])) {
+      if (from[r] < last) fn(RowCount<R>{}, r, from[r], last);
+      return;
+    }
+    const bool all = first < last;
+    for (int i = r; i < r + R; i++)
+      if (const int end = all ? first : to[i]; from[i] < end) fn(RowCount<1>{}, i, from[i], end);
+    if (all) fn(RowCount<R>{}, r, first, last);
+    for (int i = r; all && i < r + R; i++)
+      if (last < to[i]) fn(RowCount<1>{}, i, last, to[i]);
   }
 };
 
