@@ -126,8 +126,9 @@ class _WindowStream(TextStream):
 
     def _text(self) -> str:
         with guarded("tokens cannot be decoded"):
-            known = self._core.decode(self._before, skip_special_tokens=False)
-            return self._core.decode(self._before + self._held, skip_special_tokens=False)[len(known) :]
+            ids = [self._before, self._before + self._held]
+            known, text = self._core.decode_batch(ids, skip_special_tokens=False)
+        return str(text[len(known) :])
 
 
 def bytes_of(token: str, steps: Steps) -> bytes:

@@ -3,11 +3,16 @@
 The library checks little of a tokenizer.json when it is read. Whatever is wrong shows when text comes: as an error of
 no class of its own, as a panic of Rust, which Python's `except Exception` does not see, or, where steps replace one
 text by a longer one time and again, as memory that is not there, which ends the process.
+
+A regular expression in it may try one way after another. The library gives up behind 10 million tries at one place of
+a text, an error after tenths of a second, but a text has many places: so texts are encoded and decoded by the calls for
+several, which leave Python to other threads meanwhile, and in the thread that calls.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +24,9 @@ from ...errors import HeadraceError, TokenizerError, short, visible
 Steps = list[dict[str, Any]]
 PANIC = "PanicException"  # of a module that cannot be imported
 INNER = ("decoders", "pretokenizers", "normalizers")  # where a sequence keeps its steps
+# Read by the library at each call. With a pool of threads, which is its default, as many slow texts as there are cores
+# would stop all others. Who set it has reasons.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 MOST_GROWTH = 256  # times that all replacements together may make a text longer
 
 

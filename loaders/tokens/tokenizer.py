@@ -111,7 +111,8 @@ class Tokenizer:
                 f"the text {text[:40]!r} cannot be encoded: it is not valid unicode; was it read with a wrong encoding?"
             ) from error
         with guarded(f"the tokenizer of {self.source} cannot encode {text[:40]!r}"):
-            ids: list[int] = self._core.encode(text, add_special_tokens=add_special_tokens).ids
+            (found,) = self._core.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = found.ids
         return [*self._missing_bos, *ids] if add_special_tokens else ids
 
     def has_two_starts(self, ids: Sequence[int]) -> bool:
@@ -122,8 +123,8 @@ class Tokenizer:
         """Text of `ids`; ids outside of the vocabulary (padding rows of the embedding) give nothing. Raises
         TokenizerError where the tokenizer's files do not fit each other."""
         with guarded(f"the tokenizer of {self.source} cannot decode"):
-            text: str = self._core.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        return text
+            texts: list[str] = self._core.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)
+        return texts[0]
 
     def token_id(self, text: str) -> int | None:
         """Id of the token that is spelled exactly `text`, or None."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,32 @@ def test_what_the_library_raises_is_one_line(parts: dict[str, Any], tmp_path: Pa
         tokenizer.decode([0, 3, *tokenizer.encode("ab, \u00e9")])
     assert str(tmp_path) in str(found.value)
     assert "\n" not in str(found.value)
+
+
+SLOW = "(a+)+c|a"  # at each of n a's in a row it tries 2^n ways
+
+
+def test_a_pattern_with_too_many_ways_is_an_error(tmp_path: Path) -> None:
+    """The library gives up 10 million tries at one place."""
+    split = {"type": "Split", "pattern": {"Regex": SLOW}, "behavior": "Isolated", "invert": False}
+    tokenizer = Tokenizer.load(folder(tmp_path, pre_tokenizer=split))
+    assert tokenizer.encode("aab") == [0, 0, 1]
+    with pytest.raises(TokenizerError, match=r"cannot encode 'aaaaa.*retry-limit"):
+        tokenizer.encode("a" * 60 + "b")
+
+
+def test_a_text_that_takes_long_stops_no_other_thread(tmp_path: Path) -> None:
+    """Some below that at many places take long; a server goes on meanwhile, and says what took it."""
+    replace = {"type": "Replace", "pattern": {"Regex": SLOW}, "content": "a"}
+    text = ("a" * 18 + "b") * 150
+    model = {**BPE, "vocab": {**BPE["vocab"], text: 4}}
+    tokenizer = Tokenizer.load(folder(tmp_path, normalizer=replace, decoder=replace, model=model))
+    for slow in (lambda: tokenizer.encode(text), lambda: tokenizer.decode([4]), lambda: tokenizer.stream().push(4)):
+        thread = threading.Thread(target=slow)
+        thread.start()
+        time.sleep(0.02)
+        assert thread.is_alive(), "nothing else ran before it had ended"
+        thread.join()
 
 
 def test_text_that_replacements_make_endless_is_refused(tmp_path: Path) -> None:
