@@ -27,6 +27,7 @@ BLOCK = struct.Struct("<4s4I")
 TOKENS, LOST, DONE = b"TOKS", b"LOST", b"DONE"
 MOST_HEADER = 1 << 24  # bytes; a longer one is none of ours
 LEVEL = 1  # of zlib: a third of the size for a few ms a megabyte
+MOST_INFLATED = 1032  # bytes that zlib makes of one, at most: 258 of two bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +96,15 @@ def block(columns: list[Columns], passes: int) -> bytes:
     return BLOCK.pack(TOKENS, len(flat[0]), passes, len(packed), zlib.crc32(packed)) + packed
 
 
+def unpacked_bytes(header: Header, tokens: int) -> int:
+    """Bytes of so many tokens, decompressed."""
+    return tokens * (13 + 2 * len(header.layers) * header.top_k)
+
+
 def unpack(header: Header, tokens: int, packed: bytes) -> Columns:
     """The tokens of a block whose CRC is right. Raises ValueError where they are not what the header says."""
     size = len(header.layers) * tokens * header.top_k
-    payload = _inflate(packed, tokens * 13 + size * 2)
+    payload = _inflate(packed, unpacked_bytes(header, tokens))
     passes, sequences, positions = np.frombuffer(payload, "<u4", 3 * tokens).reshape(3, tokens)
     generated = np.frombuffer(payload, "u1", tokens, 12 * tokens)
     choices = np.frombuffer(payload, "<u2", size, 13 * tokens).reshape(len(header.layers), tokens, header.top_k)
@@ -109,7 +115,7 @@ def _inflate(packed: bytes, size: int) -> bytes:
     """Exactly so many bytes; never more memory than that, whatever a file says."""
     machine = zlib.decompressobj()
     try:
-        payload = machine.decompress(packed, size + 1)
+        payload = machine.decompress(packed, size + 1) if size <= len(packed) * MOST_INFLATED else b""
     except zlib.error as error:
         raise ValueError(f"it cannot be decompressed ({error})") from error
     if len(payload) != size:

@@ -16,7 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import OptionError, brief
-from .layout import BLOCK, DONE, LENGTH, LOST, MAGIC, MOST_HEADER, TOKENS, Columns, Header, unpack
+from ...loaders.memory import require_memory
+from .layout import (
+    BLOCK,
+    DONE,
+    LENGTH,
+    LOST,
+    MAGIC,
+    MOST_HEADER,
+    MOST_INFLATED,
+    TOKENS,
+    Columns,
+    Header,
+    unpack,
+    unpacked_bytes,
+)  # fmt: skip
 
 MOST_NUMBER = 1 << 62
 
@@ -60,7 +74,8 @@ class Trace:
 
 
 def read(path: Path) -> Trace:
-    """Reads a trace. Raises OptionError for a file that is none, or cannot be read."""
+    """Reads a trace. Raises OptionError for a file that is none, or cannot be read; MemoryNeeded for one that holds
+    more than there is room for."""
     with _opened(path) as file:
         return _read(file, path)
 
@@ -86,6 +101,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 def _read(file: IO[bytes], path: Path) -> Trace:
     header, found, lost = _header(file, path), [], 0
+    _check_memory(file, path, header)
     while True:
         kind, tokens, damage, columns = _block(file, header)
         if kind == TOKENS and columns is not None:
@@ -97,6 +113,26 @@ def _read(file: IO[bytes], path: Path) -> Trace:
     if kind == DONE and tokens != sum(len(one.passes) for one in found):
         damage = f"its end counts {tokens} tokens"
     return _joined(header, found, lost, damage)
+
+
+def _check_memory(file: IO[bytes], path: Path, header: Header) -> None:
+    """Raises MemoryNeeded, before any is taken, where blocks hold more than is free: some kilobytes of zlib are
+    megabytes."""
+    begin, tokens = file.tell(), 0
+    while len(start := file.read(BLOCK.size)) == BLOCK.size:
+        kind, count, _, size, _ = BLOCK.unpack(start)
+        if size > _left(file) or (kind == TOKENS and unpacked_bytes(header, count) > size * MOST_INFLATED):
+            break  # it is read up to here
+        tokens += count if kind == TOKENS else 0
+        file.seek(size, os.SEEK_CUR)
+    file.seek(begin)
+    needs = {f"the {tokens} tokens of {path}": 2 * unpacked_bytes(header, tokens)}  # by blocks, and joined
+    require_memory(needs, "record fewer tokens, or free memory")
+
+
+def _left(file: IO[bytes]) -> int:
+    """Bytes to the end of the file."""
+    return os.fstat(file.fileno()).st_size - file.tell()
 
 
 def _header(file: IO[bytes], path: Path) -> Header:
@@ -131,7 +167,7 @@ def _block(file: IO[bytes], header: Header) -> tuple[bytes, int, str, Columns | 
         return kind, tokens, "", None
     if kind != TOKENS:
         return b"", 0, "a block of an unknown kind follows", None
-    packed = file.read(size)
+    packed = file.read(size) if size <= _left(file) else b""
     if len(packed) < size:
         return b"", 0, "it ends within a block: whoever wrote it was stopped, or it was cut off", None
     if zlib.crc32(packed) != check:

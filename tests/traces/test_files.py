@@ -7,16 +7,18 @@ import json
 import logging
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from headrace import OptionError
+from headrace import MemoryNeeded, OptionError
 from headrace.engine.traces import reader, writer
 from headrace.engine.traces.layout import BLOCK, MAGIC, TOKENS, Columns, Header, block, pack_choices
 from headrace.engine.traces.writer import Writer
+from headrace.loaders import memory
 
 
 def header(**more: Any) -> Header:
@@ -132,6 +134,37 @@ def test_a_block_that_lies_about_its_tokens_is_damaged(tmp_path: Path) -> None:
         found = reader.read(path)
         assert len(found) == 0
         assert f"it holds {word} than" in found.damage
+
+
+def test_what_zlib_makes_of_little_is_refused_before_it_takes_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A block of a few kilobytes whose tokens are megabytes, time and again."""
+    of, path, tokens = header(), tmp_path / "t", 100_000
+    zeros = np.zeros(tokens, np.uint32)
+    choices = np.zeros((len(of.layers), tokens, of.top_k), np.uint16)
+    made = block([Columns(zeros, zeros, zeros, zeros.astype(np.uint8), choices)], 1)
+    assert len(made) < 20_000
+    path.write_bytes(of.as_bytes() + 400 * made + BLOCK.pack(b"DONE", 400 * tokens, 400, 0, 0))
+    monkeypatch.setattr(memory, "free_memory", lambda: 1_000_000_000)
+    tracemalloc.start()
+    with pytest.raises(MemoryNeeded, match=r"needs 2\.00 GB of memory \(the 40000000 tokens of .*record fewer tokens"):
+        reader.read(path)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+    path.write_bytes(of.as_bytes() + 3 * made + BLOCK.pack(b"DONE", 3 * tokens, 3, 0, 0))
+    assert len(reader.read(path)) == 3 * tokens
+
+
+def test_a_block_that_promises_more_than_the_file_has_takes_no_memory(tmp_path: Path) -> None:
+    of, path = header(), tmp_path / "t"
+    made = block([columns(of, 10)], 1)
+    path.write_bytes(of.as_bytes() + made + BLOCK.pack(TOKENS, 10, 1, (1 << 32) - 1, 0) + made[BLOCK.size :])
+    tracemalloc.start()
+    found = reader.read(path)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+    assert (len(found), "ends within a block" in found.damage) == (10, True)
 
 
 @pytest.mark.parametrize("change", [{"experts": 0}, {"experts": "x"}, {"top_k": 99}, {"layers": [2, 1]}, {"layers": 3}])
