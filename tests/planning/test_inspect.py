@@ -333,7 +333,9 @@ def test_files_that_are_not_whole_do_not_run(run: Run, tmp_path: Path) -> None:
     os.truncate(path, path.stat().st_size - 10_000)
     out = folded(run("inspect", path)[1])
     assert "runs here:" not in out
-    assert f"does not run here: {path} is truncated: it has {path.stat().st_size} bytes" in out
+    problem = f"does not run here: {path} is truncated: it has {path.stat().st_size} bytes"
+    assert problem in out
+    assert problem in folded(run("plan", path, "--hardware", "ddr5-6000-2ch,64gb,8cores")[1])
     place = tmp_path / "model"
     tiny.build("qwen3_moe", place)
     assert not facts_of(place).here.objections

@@ -44,7 +44,7 @@ def of_source(source: Source, runs: Sequence[Run]) -> Here:
     objections = list(source.described.objections)
     if source.gguf is not None and (missing := [kind for kind in stored if kind not in known]):
         objections.append(f"no kernels for {', '.join(missing)}; there are those for {', '.join(of_files)}")
-    if not objections and (problem := _problem_of_files(source)):
+    if not objections and (problem := problem_of_files(source)):
         objections.append(problem)
     return Here(
         objections=tuple(objections),
@@ -56,7 +56,7 @@ def of_source(source: Source, runs: Sequence[Run]) -> Here:
     )
 
 
-def _problem_of_files(source: Source) -> str:
+def problem_of_files(source: Source) -> str:
     """Why the files of a model that lies here cannot be loaded: one is missing or cut off; "" if all are whole, or if
     it is a config alone."""
     path = Path(source.name)

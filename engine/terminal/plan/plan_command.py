@@ -10,6 +10,7 @@ from typing import Any
 from ....loaders import model_source
 from ...bandwidth_model import machine_file
 from ...planning.experts_per_token import with_experts
+from ...planning.inspection import here
 from ...planning.options import Options
 from ...planning.plan import make, refuse_if_too_large
 from .. import plots
@@ -29,11 +30,14 @@ def show(
     trace_from: Path | None = None,
 ) -> int:
     """Plans and prints; `where` is how to look for a model on the hub; `shorten`: a context longer than the model has
-    is cut. Raises MemoryNeeded, after printing, if the model fits nowhere."""
+    is cut. Files that are not whole are planned, and it says so. Raises MemoryNeeded, after printing, if the model fits
+    nowhere."""
     if plot_to is not None:
         plots.check(plot_to)
     machine = machine_file.find(hardware)
     source = model_source.find(model, **where)
+    if problem := here.problem_of_files(source):
+        source = replace(source, notes=(*source.notes, f"does not run here: {problem}"))
     longest = source.described.architecture.context
     if shorten and options.context > longest:
         options = replace(options, context=longest)
