@@ -56,16 +56,14 @@ def main() -> None:
     reports = python.parents[2] / "reports"
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir()
-    compiler = os.environ.get("CXX", "g++")
-    library = subprocess.run(
-        [compiler, f"-print-file-name={LIBRARY[kind]}"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    # Of the C++ library too: Python has it not, and what throws is looked for when the process starts.
+    preloaded = ":".join(_library(name) for name in (LIBRARY[kind], "libstdc++.so"))
     # Kernels of a sanitized build are slow: no test of this slice waits for a time.
     ((name, options),) = OPTIONS[kind].items()
     env = {
         **os.environ,
         name: f"{options}:log_path={reports / 'of'}",
-        "LD_PRELOAD": library,
+        "LD_PRELOAD": preloaded,
         "HEADRACE_SANITIZER": kind,
     }
     ended = subprocess.run(
@@ -74,6 +72,12 @@ def main() -> None:
     for report in sorted(reports.iterdir()):
         print(f"{report}\n{report.read_text(errors='replace')[:MOST]}")
     raise SystemExit(ended.returncode or int(any(reports.iterdir())))
+
+
+def _library(name: str) -> str:
+    """Where the compiler has it."""
+    asked = [os.environ.get("CXX", "g++"), f"-print-file-name={name}"]
+    return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def build(kind: str) -> Path:
