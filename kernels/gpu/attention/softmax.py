@@ -7,6 +7,10 @@ Scores come in units of log2(e), so that exp2 serves. Source: online softmax, ar
 
 Queries and probabilities are float32. Products on tensor cores take them as bf16: one rounding where there are many
 queries, and the sum of two bf16 values, good to 2^-17, where there are few and the cache's bytes are what counts.
+
+A key that a query does not see has the weight 0, by which its value is multiplied: one that is none or infinite, as of
+a damaged model, spoils all queries of its tile, other tokens of its sequence (never those of another one). On the CPU
+it does not (`kernels/cpu/cores/attend/attend.h`).
 """
 
 from __future__ import annotations

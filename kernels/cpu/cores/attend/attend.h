@@ -6,8 +6,9 @@
 // A step does one thing for all its rows (one group of heads x a block of queries) before the next: scores, weights, values.
 // Few rows, with AVX-512 all, read keys and values as they lie; for others, and of Q8_0, they are widened to float32 once; values
 // that are the first numbers of their keys are those. A row sees its own keys only, in the order of their positions, and
-// each of its sums has one fixed order: results do not depend on the rows beside it, nor on which way rows were read. Keys
-// before a row's window have the weight 0, and pages before the windows of all rows are not touched. attend_merge joins two
+// each of its sums has one fixed order: results do not depend on the rows beside it, nor on which way rows were read. Values
+// that a row does not see are not multiplied for it, not by 0 either: what is none in one token stays with those who see it.
+// Pages before the windows of all rows are not touched. attend_merge joins two
 // runs of pages the same way. Knows nothing of heads, sequences or threads.
 #pragma once
 
