@@ -51,8 +51,8 @@ def bounded(seconds: float | None = None) -> Iterator[None]:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TimeoutError))
             wait = AGAIN_S
 
-    threading.Thread(target=stop, daemon=True).start()
     try:
+        threading.Thread(target=stop, daemon=True).start()  # which may take longer than the limit
         yield
     finally:
         state["over"] = True  # before anything that could be stopped itself
