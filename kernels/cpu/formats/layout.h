@@ -47,6 +47,14 @@ static inline void prefetch_weights(const uint8_t* p) {
   if (prefetch_far) __builtin_prefetch(p + prefetch_far, 0, 2);
   if (prefetch_near) __builtin_prefetch(p + prefetch_near, 0, 3);
 }
+// Touches all scales of a row when it begins, in the order of memory: read a few at a time beside the codes they are a stream
+// of their own, and long ones lose prefetchers (Zen 5 as above, columns of 5120 / 7168 in q8_0: 84 / 76 % without, 89 / 81 %
+// with; 7168 in q4_0: 79 and 82 %).
+static inline void read_scales_soon(const uint8_t* row, size_t bytes) {
+  if (prefetch_near)
+    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 3);
+}
+
 static inline void prefetch_lines(const uint8_t* p, size_t bytes) {
   for (size_t i = 0; i < bytes; i += 64) prefetch_weights(p + i);
 }
