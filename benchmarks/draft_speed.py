@@ -43,6 +43,7 @@ from headrace.engine.ledger.passes import Pass
 from headrace.engine.planning.own_layer import draft_rows
 from headrace.engine.speculation.drafter import Draft
 from headrace.engine.speculation.drafts import Drafts
+from headrace.engine.speculation.length import Passes
 from headrace.engine.speculation.mtp.drafter import MtpDrafter
 from headrace.engine.speculation.mtp.layer import MtpLayer
 from headrace.engine.speculation.speculation import FREE, Offer, Speculation
@@ -50,7 +51,7 @@ from headrace.engine.speculation.vocabulary.draft_vocabulary import DraftVocabul
 from headrace.kernels import Ops
 
 MODELS = {"script": "Qwen3-30B-A3B", "mtp": "Qwen3.6-35B-A3B"}
-PROMPT, NEW = 64, 48
+PROMPT, NEW = 64, 128
 OFF = "off"
 
 
@@ -63,10 +64,18 @@ class Text:
     def __init__(self) -> None:
         self.rate, self.vocab = 0.0, 1
         self.chance = random.Random(1)
+        self.known: dict[int, int] = {}
 
     def token(self, sequence: Sequence, place: int) -> int:
-        """As often among the first so many of the vocabulary as in English and code."""
-        chance = random.Random(sequence.tokens[0] * 7919 + place * 104_729)
+        """As often among the first so many of the vocabulary as in English and code. Each is made once: that a text is
+        known costs nothing, and both sides ask for the same."""
+        seed = sequence.tokens[0] * 7919 + place * 104_729
+        if seed not in self.known:
+            self.known[seed] = self._token(seed)
+        return self.known[seed]
+
+    def _token(self, seed: int) -> int:
+        chance = random.Random(seed)
         at, below = chance.random(), 0
         for rows in draft_rows.choices("auto", self.vocab):
             if at <= draft_rows.share(rows, self.vocab):
@@ -109,14 +118,26 @@ class Watched(Speculation):
     """Keeps what it expected of every pass: tokens, and seconds."""
 
     tokens = seconds = 0.0
+    has_chosen = False
 
-    def _choose(self, offers: list[Offer], able: list[Sequence], sequences: int, room: int) -> list[int]:
-        found = super()._choose(offers, able, sequences, room)
+    def propose(self, sequences: list[Sequence], room: int) -> None:
+        self.has_chosen = False
+        super().propose(sequences, room)
+        context = max((one.computed for one in sequences), default=0)
+        if self.has_chosen or not sequences or not self._can_tell(len(sequences), context):
+            return
+        took = self._passes(sequences, context).seconds(0)  # of a pass for which nothing could be drafted
+        if took is not None:
+            self.tokens += len(sequences)
+            self.seconds += took
+
+    def _choose(self, offers: list[Offer], passes: Passes, sequences: int, room: int) -> list[int]:
+        self.has_chosen, found = True, super()._choose(offers, passes, sequences, room)
         costly, way = self._costly_one(), FREE
         if costly is not None:
             rows = costly.vocabulary.head.rows
             way = next(one for one in costly.vocabulary.ways() if one.rows == rows)
-        took = self._passes(able, sequences)(sum(found))
+        took = passes.seconds(sum(found))
         if took is not None:
             pairs = [(one.rate_of(way), d) for one, d in zip(offers, found, strict=True)]
             self.tokens += sequences + sum(rate ** (j + 1) for rate, d in pairs for j in range(d))

@@ -80,11 +80,11 @@ class Guessing:
     share: float = 1.0
 
 
-def computed_again(rate: float, length: int, pending: int = 0) -> float:
+def computed_again(rate: float, length: int) -> float:
     """How many tokens of a pass with a draft of this length the next pass is expected to compute once more, where a
-    refused token makes a recurrent state be put back: the sequence's own, those that held before it, and `pending`,
-    those that this pass computes again itself. rate: how likely a token is right, those before it being so."""
-    return sum(rate**a * (1 - rate) * (1 + pending + a) for a in range(length))
+    refused token makes a recurrent state be put back: the sequence's own and those that held before it. rate: how
+    likely a token is right, those before it being so."""
+    return sum(rate**a * (1 - rate) * (1 + a) for a in range(length))
 
 
 def again_s(tokens: float, seconds: Callable[[int], float | None]) -> float:

@@ -21,18 +21,14 @@ EVEN = 0.5  # where nothing is known of seconds: how likely a token must be
 @dataclass(frozen=True)
 class Passes:
     """What passes take. seconds(d): with so many drafted tokens in all; None: not known. put_back: a refused token
-    makes those of its pass that held be computed again. pending: by sequence, those that this pass computes again."""
+    makes those of its pass that held be computed again."""
 
     seconds: Callable[[int], float | None]
     put_back: bool = False
-    pending: Sequence[int] = ()
 
     def again_s(self, rates: Sequence[float], lengths: Sequence[int]) -> float:
         """What tokens that are computed again are expected to add to the next pass."""
-        if not self.put_back:
-            return 0.0
-        pending = self.pending or [0] * len(rates)
-        return again_s(sum(map(computed_again, rates, lengths, pending)), self.seconds)
+        return again_s(sum(map(computed_again, rates, lengths)), self.seconds) if self.put_back else 0.0
 
 
 def best_lengths(

@@ -3,7 +3,8 @@
 A guess that costs nothing is made for every token, drafted or not: how often it would have come true is then known
 before a draft is tried, and text that no drafter foresees costs no pass. One that takes a model is made where it is
 expected to pay, and to be right more often than the other; how often it was right fades, so that it is tried again now
-and then.
+and then. A sequence that computes tokens again, behind a draft that was refused, has none in that pass: refused once
+more, all of them would be computed a third time, and passes would grow from one to the next.
 """
 
 from __future__ import annotations
@@ -80,19 +81,20 @@ class Speculation:
         self.guessed_s = 0.0
         for sequence in sequences:
             self._look_back(sequence)
-        able = [s for s in sequences if _most(s) > 0 and s.computed >= LEAST_CONTEXT]
+        able = [s for s in sequences if _most(s) > 0 and s.computed >= LEAST_CONTEXT and not s.again]
         able = able if self.most_states is None else able[: self.most_states]
         if not able or (self.must_pay and not self._can_tell(len(sequences), able[0].computed)):
             return
         offers = [one for sequence in able if (one := self._offer(sequence)) is not None]
         if offers:
-            lengths = self._choose(offers, [one.sequence for one in offers], len(sequences), room)
+            passes = self._passes(sequences, max(s.computed for s in able))
+            lengths = self._choose(offers, passes, len(sequences), room)
             self._take([(offer, length) for offer, length in zip(offers, lengths, strict=True) if length])
 
-    def _choose(self, offers: list[Offer], able: list[Sequence], sequences: int, room: int) -> list[int]:
+    def _choose(self, offers: list[Offer], passes: Passes, sequences: int, room: int) -> list[int]:
         """Tokens to draft of each offer. Where guesses can be made in several ways, by that with most tokens a second:
         fewer tokens to choose among take less, and are right less often."""
-        costly, passes = self._costly_one(), self._passes(able, sequences)
+        costly = self._costly_one()
         if costly is None or all(one.draft is not None for one in offers):
             return self._asked(offers, FREE, passes, sequences, room)[0]
         *fewer, whole = costly.vocabulary.ways()
@@ -117,13 +119,12 @@ class Speculation:
         lengths = self._lengths(rates, [one.longest for one in offers], passes, sequences, room, costs)
         return lengths, tokens_a_second(rates, lengths, passes, sequences - len(rates), costs)
 
-    def _passes(self, able: list[Sequence], sequences: int) -> Passes:
-        """What passes take with drafted tokens, beside those that the next one computes again anyway."""
+    def _passes(self, sequences: list[Sequence], context: int) -> Passes:
+        """What passes take with drafted tokens, beside those that this one computes again anyway."""
         if self.times is None:
             return Passes(_unknown)
-        seconds, pending = self.times.of(sequences, max(s.computed for s in able)), [s.again for s in able]
-        again = sum(pending)
-        return Passes(lambda drafted: seconds(again + drafted), self.most_states is not None, pending)
+        seconds, again = self.times.of(len(sequences), context), sum(s.again for s in sequences)
+        return Passes(lambda drafted: seconds(again + drafted), self.most_states is not None)
 
     def _costly_one(self) -> CostlyDrafter | None:
         return next((one for one in self.drafters if not one.is_free), None)
