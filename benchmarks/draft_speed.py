@@ -34,6 +34,7 @@ from interleave import Rates, medians, ratio, take_turns
 from torch import Tensor
 
 from headrace import LLM, SamplingParams
+from headrace.engine.bench.passport import passport
 from headrace.engine.bench.random_weights import RandomWeights
 from headrace.engine.generation.sampler import sample
 from headrace.engine.generation.sequence import Sequence
@@ -158,11 +159,12 @@ class Side:
     def took(self, decode: list[Pass]) -> None:
         self.counts.append((len(decode), sum(p.drafted for p in decode), sum(p.accepted for p in decode)))
         self.guesses = sum((p.guesses for p in decode), self.guesses)
-        self.hoped.append(self.watched.tokens / self.watched.seconds)
+        if self.watched.seconds:  # nothing is predicted of a model that the caches hold
+            self.hoped.append(self.watched.tokens / self.watched.seconds)
 
     def told(self) -> dict[str, Any]:
         passes, drafted, accepted = (sum(column) for column in zip(*self.counts, strict=True))
-        found = {"predicted": medians({"": self.hoped})[""], "drafted_a_pass": round(drafted / passes, 2),
+        found = {"predicted": medians({"": self.hoped})[""] if self.hoped else None, "drafted_a_pass": round(drafted / passes, 2),
                  "accepted": accepted}  # fmt: skip
         drafter = self.watched.drafter
         if drafter.is_free:
@@ -249,8 +251,9 @@ def main() -> None:
             for rate in asked.rates.split(",")
             for row in measured(llm, text, drafters, int(batch), float(rate), asked.rounds)
         ]
+        result = {"rows": found, "passport": passport(llm.parts.context)}
     if asked.json is not None:
-        asked.json.write_text(json.dumps(found, indent=2) + "\n")
+        asked.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
