@@ -164,8 +164,8 @@ class Side:
 
     def told(self) -> dict[str, Any]:
         passes, drafted, accepted = (sum(column) for column in zip(*self.counts, strict=True))
-        found = {"predicted": medians({"": self.hoped})[""] if self.hoped else None, "drafted_a_pass": round(drafted / passes, 2),
-                 "accepted": accepted}  # fmt: skip
+        predicted = medians({"": self.hoped})[""] if self.hoped else None
+        found = {"predicted": predicted, "drafted_a_pass": round(drafted / passes, 2), "accepted": accepted}
         drafter = self.watched.drafter
         if drafter.is_free:
             return found
