@@ -151,9 +151,7 @@ def test_what_a_busy_machine_gave_is_not_kept(
     assert saved_date() == ("1999-01-01" if kept else None)
 
 
-def test_asked_for_it_is_kept_with_a_warning(
-    run: Run, measured: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_asked_for_it_is_kept_with_a_warning(run: Run, measured: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     quick.calibrations(monkeypatch)
     measured[0] = 99.0
     status, _, err = run("measure")
