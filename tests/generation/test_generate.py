@@ -107,7 +107,7 @@ def test_a_request_costs_the_same_however_large_the_vocabulary_is(
         core = MagicMock(wraps=llm.tokenizer._core)
         monkeypatch.setattr(llm.tokenizer, "_core", core)
         llm.generate([[5, 6]] * 3, SamplingParams(max_new_tokens=2, stop=("x", "</s>")))
-    assert {name for name, *_ in core.mock_calls} <= {"id_to_token", "token_to_id", "decode"}
+    assert {name for name, *_ in core.mock_calls} <= {"id_to_token", "token_to_id", "decode", "decode_batch"}
 
 
 def test_streams_that_are_read_in_turns_do_not_mix(llm: LLM) -> None:

@@ -9,7 +9,6 @@ import pytest
 from headrace.engine.bench import overhead
 from headrace.engine.measure import (
     attention_products,
-    expert_times,
     kernel_rates,
     link_rates,
     other_load,
@@ -30,10 +29,10 @@ def overheads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def calibrations(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a first start times, on small experts and short sequences, each way but a few times."""
-    for module in (expert_times, tile_thresholds, weight_prefetch):
-        monkeypatch.setattr(module, "HIDDEN", 256)
+    monkeypatch.setattr(tile_thresholds, "HIDDEN", 256)
+    monkeypatch.setattr(tile_thresholds, "WIDTH", 256)
+    monkeypatch.setattr(weight_prefetch, "SHAPES", (("q4_0", 256, 256), ("q8_0", 288, 256)))
     for module in (tile_thresholds, weight_prefetch):
-        monkeypatch.setattr(module, "WIDTH", 256)
         monkeypatch.setattr(module, "ARENA", 8 * MB)
     for module in (tile_thresholds, weight_prefetch, attention_products):
         monkeypatch.setattr(module, "ROUNDS", 2)
