@@ -71,7 +71,7 @@ def test_measuring_gives_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(0.0 < ratio < float("inf") for ratio in found.values())
 
 
-@pytest.mark.parametrize("cols", [768, 320, 256 + 512])
+@pytest.mark.parametrize("cols", [512, 768, 320])
 @pytest.mark.parametrize("name", ["f32", "bf16", "q8_0", "q4_k", "mxfp4"])
 def test_results_do_not_depend_on_it(name: str, cols: int) -> None:
     if cols % 256 and FORMATS[name].block == 256:
