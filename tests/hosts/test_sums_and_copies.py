@@ -22,7 +22,7 @@ from headrace.engine.hosts.asked import Asked
 from headrace.engine.hosts.dealing import replicas
 from headrace.engine.hosts.dealing.dealt import of_lists, share
 from headrace.engine.hosts.messages import rows
-from headrace.engine.hosts.messages.frames import Broken
+from headrace.engine.hosts.messages.frames import HEADER, Broken
 from headrace.engine.hosts.messages.rows import Work
 from headrace.engine.ledger.passes import NET
 from headrace.engine.terminal import generate_report
@@ -69,6 +69,16 @@ def test_a_sum_is_off_by_one_rounding(wire: rows.WireFormat, error: float, on_in
     largest = torch.nn.functional.pad(exact.abs(), (0, 28)).view(tokens, 4, 32).amax(2).repeat_interleave(32, 1)
     bound = (largest[:, :100] if wire is rows.INT8 else exact.abs()) * error
     assert bool(((found.double() - exact).abs() <= bound + 1e-5).all())
+
+
+@pytest.mark.parametrize("hidden", [6, 33, 100])
+@pytest.mark.parametrize("wire", rows.WIRES.values(), ids=lambda wire: wire.name)
+def test_one_row_of_any_width_comes_as_it_was_sent(wire: rows.WireFormat, hidden: int) -> None:
+    sent = torch.randn(1, hidden)
+    frame = bytearray(b"".join(map(bytes, rows.answer_parts(sent, 3, wire, 1))))
+    first, found = rows.read_answer(frame[HEADER.size :], wire, hidden)
+    assert first == 3
+    assert torch.equal(found, wire.decode(wire.encode(torch.cat([sent, sent])), hidden)[:1])
 
 
 def test_rows_come_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

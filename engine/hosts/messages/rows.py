@@ -59,7 +59,8 @@ def _to_int8(x_ND: Tensor) -> Tensor:
 
 def _from_int8(data_NB: Tensor, numbers: int) -> Tensor:
     G = groups(numbers)
-    scales = data_NB[:, : 4 * G].contiguous().view(torch.float32)
+    # Of one row `contiguous` keeps the stride, which is no whole number of scales where D is none of 4.
+    scales = data_NB[:, : 4 * G].clone(memory_format=torch.contiguous_format).view(torch.float32)
     codes = data_NB[:, 4 * G :].contiguous().view(torch.int8).float()
     return codes * scales.repeat_interleave(GROUP, 1)[:, :numbers]
 
