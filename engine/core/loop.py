@@ -82,6 +82,7 @@ class Loop:
         self.counts = ExpertCounts(len(parts.spec.layers), parts.spec.moe.experts)
         self.books = Bookkeeping(ledger, self.counts, recorder)
         self.requests: dict[int, Request] = {}
+        self.passed_at = 0.0  # when a pass last gave tokens, by `time.monotonic`
         self.joins_forced = True  # whether tokens that a grammar forces share a pass
         self.lock = Turn()  # held for a pass
 
@@ -230,6 +231,7 @@ class Loop:
             parts.timers.span(GPU_HBM)
         parts.main.wait()
         self.scheduler.commit(batch, time.perf_counter() - start)
+        self.passed_at = time.monotonic()
         if batch.drafts and self.drafts is not None:
             self._push(ready, tokens)
             done.accepted = self._verify(batch, out, rows, self.drafts)
@@ -287,7 +289,7 @@ class Loop:
         for sequence, token in zip(ready, tokens, strict=True):
             sequence.tokens.append(token)
         for sequence in ready:
-            self.requests[sequence.id].push(self.eos_ids)
+            self.requests[sequence.id].push(self.eos_ids, self.passed_at)
 
     def _take(self, sequence: Sequence, token: int) -> bool:
         """Gives a sequence its next token; whether it goes on."""
@@ -310,7 +312,7 @@ class Loop:
                 return
             sequence.tokens.append(token)
             sequence.forced += 1
-            request.push(self.eos_ids)
+            request.push(self.eos_ids, self.passed_at)
             if not request.is_open:
                 return
 

@@ -38,9 +38,10 @@ class Completion:
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
     """A step of a stream: new text (may be empty), the token behind it, and on the last chunk why it ended; how likely
-    the token was, if that was asked."""
+    the token was, if that was asked; at: when the pass that gave the token ended, in seconds of `time.monotonic`."""
 
     text: str
     token_id: int
     finish_reason: str | None = None
     likely: Likely | None = None
+    at: float = field(default=0.0, compare=False, repr=False)

@@ -46,8 +46,9 @@ class Request:
     keep: Callable[[list[int]], None] | None = None  # takes the new tokens at the end
     is_open: bool = True  # more will come; False once all is there: readers in other threads leave then
 
-    def push(self, eos_ids: Collection[int]) -> None:
-        """Decides whether the completion ends with its newest token, and puts that token's text into a chunk."""
+    def push(self, eos_ids: Collection[int], at: float = 0.0) -> None:
+        """Decides whether the completion ends with its newest token, and puts that token's text into a chunk. at: when
+        its pass ended."""
         sequence, params = self.sequence, self.sequence.params
         token = sequence.tokens[-1]
         ends = token in params.stop_token_ids or (token in eos_ids and not params.ignore_eos)
@@ -61,7 +62,8 @@ class Request:
             if self.text.stopped:  # found in what was held back until now
                 sequence.finish_reason = "stop"
         likely = sequence.logprobs[-1] if sequence.logprobs else None
-        self.chunks.append(Chunk(text=piece, token_id=token, finish_reason=sequence.finish_reason, likely=likely))
+        reason = sequence.finish_reason
+        self.chunks.append(Chunk(text=piece, token_id=token, finish_reason=reason, likely=likely, at=at))
         if sequence.finish_reason is not None:
             self._ended()
 

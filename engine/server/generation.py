@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 from ...loaders.tokens.dialects.events import Event
@@ -47,19 +48,19 @@ class Generation:
         self.client = CLIENT.get()
         self._shown = -1  # tokens of the prompt that were computed when that was last told
         self.submitted = time.monotonic()
-        self.first: float | None = None  # when its first token came
+        self.first: float | None = None  # when the pass of its first token ended
         self.last: float | None = None
-        self.tokens = 0
+        self.tokens = 0  # that were read
         self.gaps = Gaps()  # between its tokens
-        self._fresh = asyncio.Event()
+        self._waiting: asyncio.Future[bool] | None = None  # whoever reads `news` and has all that there is
 
     def wake(self) -> None:
         """Says that there may be news; from the thread of handlers."""
-        if self.request.chunks and self.first is None:
-            self.first = time.monotonic()
+        if self.first is None and self.request.chunks:
+            self.first = self.request.chunks[0].at
         if len(self.request.chunks) > MOST_UNREAD:
             self.cancel()
-        self._fresh.set()
+        self._ring(True)
 
     def cancel(self) -> None:
         """Ends it; what was made stays."""
@@ -75,12 +76,8 @@ class Generation:
                     yield found
                 elif not is_open:
                     break
-                else:
-                    try:
-                        await asyncio.wait_for(self._fresh.wait(), SILENT_S)
-                    except asyncio.TimeoutError:
-                        yield News()
-                    self._fresh.clear()
+                elif not await self._woken():
+                    yield News()
             if self.request.error is not None:
                 raise engine_failed(self.request.error)
             constraint = self.request.sequence.constraint
@@ -89,27 +86,44 @@ class Generation:
         finally:
             self.cancel()
 
+    async def _woken(self) -> bool:
+        """Waits for `wake`; False when it did not come for SILENT_S. A future and a timer: `asyncio.wait_for` makes a
+        task of every wait, and what is done here is done between two tokens, on cores that the experts use."""
+        loop = asyncio.get_running_loop()
+        waiting = self._waiting = loop.create_future()
+        timer = loop.call_later(SILENT_S, self._ring, False)
+        try:
+            return await waiting
+        finally:
+            timer.cancel()
+            self._waiting = None
+
+    def _ring(self, found: bool) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(found)
+
     def _drain(self) -> News:
         found = News()
         while self.request.chunks:
             found.chunks.append(self.request.chunks.popleft())
         while self.text.events:
             found.events.append(self.text.events.popleft())
-        if found.chunks:
-            self._time(len(found.chunks), time.monotonic())
-            self.tokens += len(found.chunks)
+        self.tokens += len(found.chunks)
+        self._time([chunk.at for chunk in found.chunks])
         if self.shows_progress:
             found.progress = self._progress()
         return found
 
-    def _time(self, count: int, now: float) -> None:
-        """So many tokens are here: those that came together share what they took."""
-        if self.last is not None:
-            self.gaps.add((now - self.last) / count, count)
-        elif count > 1:
-            self.gaps.add(0.0, count - 1)
-        self.last = now
-        self.first = self.first or now
+    def _time(self, ends: list[float]) -> None:
+        """Tokens came, of passes that ended then. Those of one pass share what it took."""
+        for end, group in groupby(ends):
+            count = len([*group])
+            if self.last is not None:
+                self.gaps.add((end - self.last) / count, count)
+            elif count > 1:
+                self.gaps.add(0.0, count - 1)
+            self.last = end
+            self.first = self.first or end
 
     def _progress(self) -> dict[str, Any] | None:
         """How far the prompt is, by llama.cpp's names, cached tokens included; None where that is known already. One

@@ -13,6 +13,15 @@ MOST_UNREAD = 16  # passes; what a slow client leaves is kept by the requests, w
 async def merged(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, News | None], None]:
     """News of each by its number, as they come; None when it has ended. What ends one in an error is raised, and ends
     all."""
+    if len(generations) == 1:  # as nearly all are: no queue and no task between its tokens
+        news = generations[0].news()
+        try:
+            async for found in news:
+                yield 0, found
+            yield 0, None
+        finally:
+            await news.aclose()
+        return
     queue: asyncio.Queue[tuple[int, News | BaseException | None]] = asyncio.Queue(MOST_UNREAD)
 
     async def read(number: int, generation: Generation) -> None:
