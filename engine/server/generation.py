@@ -90,7 +90,8 @@ class Generation:
         """Waits for `wake`; False when it did not come for SILENT_S. A future and a timer: `asyncio.wait_for` makes a
         task of every wait, and what is done here is done between two tokens, on cores that the experts use."""
         loop = asyncio.get_running_loop()
-        waiting = self._waiting = loop.create_future()
+        waiting: asyncio.Future[bool] = loop.create_future()
+        self._waiting = waiting
         timer = loop.call_later(SILENT_S, self._ring, False)
         try:
             return await waiting

@@ -16,8 +16,8 @@ async def merged(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int,
     if len(generations) == 1:  # as nearly all are: no queue and no task between its tokens
         news = generations[0].news()
         try:
-            async for found in news:
-                yield 0, found
+            async for came in news:
+                yield 0, came
             yield 0, None
         finally:
             await news.aclose()
