@@ -1,7 +1,8 @@
-"""Writes a shape of Qwen3-MoE or Qwen3.5-MoE as a GGUF file with random weights, for llama.cpp beside us in
-`vs_peers.py` and `vs_llama_shapes.py`.
+"""Writes a shape of Qwen3-MoE, Qwen3.5-MoE, gpt-oss or DeepSeek-V3 as a GGUF file with random weights, for
+llama.cpp beside us in `vs_peers.py` and `vs_llama_shapes.py`.
 
-Which tensor takes which type follows llama.cpp's own quantiser: `Q4_0` (with Q6_K for the head) and `Q4_K_M`. Only
+Which tensor takes which type follows llama.cpp's own quantiser: `Q4_0` (with Q6_K for the head), `Q4_K_M` and
+`MXFP4_MOE` (experts in MXFP4, all else in Q8_0). Rows that K-quants do not fit take what it falls back to. Only
 shapes and bytes matter for speed, so quants are random bits; scales are such that weights have mean 0 and a standard
 deviation near 0.046 in every type, and tokens go to many different experts as in a real model. The file has no
 vocabulary: prompts are token ids. Writing needs the `gguf` package (extra "peers"), planning does not. Knows neither
@@ -30,9 +31,13 @@ BLOCKS = {
     "Q4_K": (256, 144),
     "Q5_K": (256, 176),
     "Q6_K": (256, 210),
+    "Q8_0": (32, 34),
+    "Q5_0": (32, 22),
+    "MXFP4": (32, 17),
 }  # of weights, bytes
 KEPT = ("ffn_gate_inp", "ssm_conv1d")  # llama-quantize leaves them as they are
-RECIPES = ("Q4_0", "Q4_K_M")
+FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q8_0", "Q6_K": "Q8_0"}  # for rows of other lengths than whole blocks
+RECIPES = ("Q4_0", "Q4_K_M", "MXFP4_MOE")
 POOL_BYTES = 32 << 20
 
 
@@ -63,6 +68,8 @@ def kind_of(recipe: str, role: str, layer: int, layers: int) -> str:
     """The type of a matrix with more than one row; `role` is its name without the layer, as "attn_v"."""
     if role in KEPT:
         return "F32"
+    if recipe == "MXFP4_MOE":
+        return "MXFP4" if role.endswith("_exps") else "Q8_0"
     if role == "output":
         return "Q6_K"
     if recipe == "Q4_0":
@@ -84,8 +91,10 @@ def plan(config: dict[str, Any], recipe: str) -> dict[str, Planned]:
     }
     for layer in range(layers):
         for name, shape in gguf_shapes.of_layer(config, layer).items():
-            kind = "F32" if len(shape) == 1 else kind_of(recipe, name.removesuffix(".weight"), layer, layers)
-            tensors[f"blk.{layer}.{name}"] = Planned(shape, kind)
+            is_vector = len(shape) == 1 or name.endswith(".bias")
+            kind = "F32" if is_vector else kind_of(recipe, name.removesuffix(".weight"), layer, layers)
+            fits = shape[-1] % BLOCKS[kind][0] == 0
+            tensors[f"blk.{layer}.{name}"] = Planned(shape, kind if fits else FALLBACK[kind])
     return tensors
 
 
@@ -96,7 +105,7 @@ def bytes_per_token(config: dict[str, Any], recipe: str) -> int:
         if name == "token_embd.weight":
             total += tensor.byte_shape[-1]
         elif "_exps." in name:
-            total += tensor.nbytes * config["num_experts_per_tok"] // config["num_experts"]
+            total += tensor.nbytes * config["num_experts_per_tok"] // gguf_shapes.experts_of(config)
         else:
             total += tensor.nbytes
     return total
@@ -145,6 +154,12 @@ def _pool(kind: str, rng: np.random.Generator) -> Bytes:
     elif kind == "Q5_K":  # as Q4_K, with a bit more of each weight behind the scales
         pool[:, :2], pool[:, 2:4] = half(0.005), half(0.075)
         pool[:, 4:12], pool[:, 12:16] = 0x01, 0x11
+    elif kind == "Q5_0":  # f16 d | 4 bytes of fifth bits | 16 of nibbles; w = d (q - 16)
+        pool[:, :2] = half(0.005)
+    elif kind == "Q8_0":  # f16 d | 32 signed bytes
+        pool[:, :2] = half(0.0006)
+    elif kind == "MXFP4":  # a power of two | 16 bytes of e2m1; the sixteen have a deviation near 3
+        pool[:, 0] = 127 - 6
     else:  # Q6_K: low bits | high bits | 16 int8 scales, here 1 | f16 d; w = d (q - 32)
         pool[:, 192:208], pool[:, 208:] = 1, half(0.0025)
     return pool

@@ -45,7 +45,7 @@ def test_more_bits_go_to_half_of_the_layers() -> None:
 
 
 def test_types_by_tensor() -> None:
-    q4_0, q4_k_m = (gguf_model.plan(CONFIG, recipe) for recipe in gguf_model.RECIPES)
+    q4_0, q4_k_m = (gguf_model.plan(CONFIG, recipe) for recipe in ("Q4_0", "Q4_K_M"))
     assert {t.kind for n, t in q4_0.items() if "norm" not in n and "ffn_gate_inp" not in n} == {"Q4_0", "Q6_K"}
     assert [n for n, t in q4_0.items() if t.kind == "Q6_K"] == ["output.weight"]
     kinds = {role: q4_k_m[f"blk.{role}.weight"].kind for role in ("0.attn_v", "0.attn_k", "6.attn_v")}
@@ -83,12 +83,42 @@ def test_a_file_with_delta_rules_is_what_the_loader_wants(tmp_path: Path) -> Non
         "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256, "num_experts": 8,
         "num_experts_per_tok": 3, "max_position_embeddings": 1024,
     }  # fmt: skip
-    for recipe in gguf_model.RECIPES:
+    for recipe in ("Q4_0", "Q4_K_M"):
         gguf_model.write(tmp_path / f"{recipe}.gguf", small, recipe)
         with LLM(tmp_path / f"{recipe}.gguf", max_context=64, speculate="off") as llm:
             logits = llm.logits([3, 4, 5])
         assert torch.isfinite(logits).all()
         assert logits.std() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("shape", "recipe", "smaller"),
+    [
+        ("gpt-oss-20b", "MXFP4_MOE",
+         {"hidden_size": 512, "intermediate_size": 512, "num_local_experts": 8, "num_attention_heads": 8,
+          "num_key_value_heads": 2}),
+        ("DeepSeek-V3", "Q4_K_M",
+         {"hidden_size": 256, "moe_intermediate_size": 256, "intermediate_size": 512, "n_routed_experts": 16,
+          "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 256, "kv_lora_rank": 256}),
+        ("Kimi-K2", "Q4_0",
+         {"hidden_size": 256, "moe_intermediate_size": 96, "intermediate_size": 512, "n_routed_experts": 24,
+          "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 256, "kv_lora_rank": 256}),
+    ],
+)  # fmt: skip
+def test_files_of_other_mixers_are_what_the_loader_wants(
+    shape: str, recipe: str, smaller: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every tensor has its place, and a token reads the bytes that the plan of the file says, but for what is kept in
+    other types here: vectors, and rows of the embedding."""
+    config = catalogue.find(shape).config | {"num_hidden_layers": 2, "vocab_size": 512, "max_position_embeddings": 1024}
+    gguf_model.write(tmp_path / "model.gguf", config | smaller, recipe)
+    monkeypatch.setattr(whole_model, "config_of", lambda _: {"vocab_size": 512})
+    with LLM(tmp_path / "model.gguf", max_context=64, speculate="off") as llm:
+        logits = llm.logits([3, 4, 5])
+        read = whole_model.our_bytes_per_token(llm)
+    assert torch.isfinite(logits).all()
+    assert logits.std() > 0.1
+    assert read == pytest.approx(gguf_model.bytes_per_token(config | smaller, recipe), rel=0.03)
 
 
 @pytest.mark.parametrize("format", ["q4_0", "q4_k_m"])
