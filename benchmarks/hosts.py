@@ -1,6 +1,6 @@
 """Two hosts behind shaped links: a layer and a token, predicted beside measured, and bytes on the wire.
 
-    python benchmarks/hosts.py [--split-by layers] [--tokens 48] [--wire f32] [--json FILE]
+    python benchmarks/hosts.py [--split-by layers] [--tokens 48] [--wire f32] [--rounds 3] [--json FILE]
 
 Each host is a process in a network namespace of its own; the coordinator's line has a round trip and a rate, which all
 hosts share (`hosts_network.py`). For each link a coordinator starts anew, so that links are measured as in any run.
@@ -41,6 +41,7 @@ from thread_hosts import layers_of
 
 from headrace import LLM, SamplingParams
 from headrace.engine.bench.passport import passport
+from headrace.engine.bench.random_weights import RandomSampler
 from headrace.engine.hosts.joining import layer_costs
 from headrace.engine.ledger.passes import NET, Pass
 from headrace.kernels.context import Context
@@ -152,9 +153,9 @@ def by_layers(llm: LLM, tokens: int) -> dict[str, Any]:
     return found | {"passes": of_passes(llm, tokens)}
 
 
-def show(link: Link, found: dict[str, Any]) -> None:
-    """A line for the link as it was measured, and for each layer, token or pass."""
-    print(f"{link.name}: {'; '.join(found['figures'])}")
+def show(found: dict[str, Any]) -> None:
+    """A line for the link as it was measured first, and for each layer, token or pass."""
+    print(f"{found['link']}: {'; '.join(found['figures'])}")
     if "passes" in found:
         print(f"    a token: {', '.join(found['stops'])}")
         each = [(row["pass"], row["s"], row["predicted_s"]) for row in found["passes"]]
@@ -168,37 +169,67 @@ def show(link: Link, found: dict[str, Any]) -> None:
         print(f"    {what:20} {1e3 * measured:8.3f} ms{off}", flush=True)
 
 
+def of_rounds(found: list[Any]) -> Any:
+    """Medians of numbers of the same place; of all else the first."""
+    first = found[0]
+    if isinstance(first, dict):
+        return {name: of_rounds([one[name] for one in found]) for name in first}
+    if isinstance(first, list | tuple):
+        return [of_rounds(list(each)) for each in zip(*found, strict=True)]
+    return statistics.median(found) if isinstance(first, int | float) else first
+
+
+def measure(asked: argparse.Namespace, hosts: FarHosts, network: Network) -> list[dict[str, Any]]:
+    """Of every link, one after the other, as in each of the rounds."""
+    options: dict[str, Any] = {
+        "threads": asked.threads, "max_context": CONTEXT, "wire": asked.wire, "no_measure": False,
+        # Tokens as those that the start draws: the next one of a text often chooses experts that caches still have.
+        "sampler": RandomSampler(),
+    }  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    for link in LINKS:
+        network.shape(link.round_trip, link.rate)
+        with coordinator(hosts, split_by=asked.split_by, **options) as llm:
+            if asked.split_by == "layers":
+                found = by_layers(llm, asked.tokens)
+            else:
+                found = by_experts(llm, link, rows[0]["s"] if rows else None, asked.tokens)
+                found["tokens_s"] = 1 / found["s"]
+        rows.append({"link": link.name, **found})
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="demo")
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--wire", default="f32")
     parser.add_argument("--threads", type=int, default=1, help="of the coordinator; hosts have one each")
+    parser.add_argument("--rounds", type=int, default=3, help="through all links; figures are medians of rounds")
     parser.add_argument("--split-by", choices=["experts", "layers"], default="experts")
     result_file.add_option(parser, "hosts")
     asked = parser.parse_args()
     hosts_network.enter()
-    rows: list[dict[str, Any]] = []
     network = Network(HOSTS, is_shaped=True)
     hosts = FarHosts(asked.model, network)
-    options = {"threads": asked.threads, "max_context": CONTEXT, "wire": asked.wire, "no_measure": False}
     try:
-        for link in LINKS:
-            network.shape(link.round_trip, link.rate)
-            with coordinator(hosts, split_by=asked.split_by, **options) as llm:
-                if asked.split_by == "layers":
-                    found = by_layers(llm, asked.tokens)
-                else:
-                    found = by_experts(llm, link, rows[0]["s"] if rows else None, asked.tokens)
-                    found["tokens_s"] = 1 / found["s"]
-            rows.append({"link": link.name, **found})
-            show(link, found)
+        rounds = [measure(asked, hosts, network) for _ in range(asked.rounds)]
     finally:
         hosts.close()
         network.close()
+    rows = of_rounds(rounds)
+    for row in rows:
+        show(row)
     print(f"load {os.getloadavg()[0]:.1f}")
     if asked.json:
-        given = {"model": asked.model, "wire": asked.wire, "hosts": HOSTS, "split_by": asked.split_by, "links": rows}
+        given = {
+            "model": asked.model,
+            "wire": asked.wire,
+            "hosts": HOSTS,
+            "rounds": asked.rounds,
+            "split_by": asked.split_by,
+            "links": rows,
+        }
         load = round(os.getloadavg()[0], 1)
         result_file.write(asked.json, "hosts", {"passport": passport(Context()), "load": load, **given})
 

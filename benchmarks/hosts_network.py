@@ -37,7 +37,8 @@ from host_processes import Hosts
 INSIDE = "HEADRACE_BENCH_NETWORK"  # set where the namespace is the benchmark's own
 COORDINATOR, NEAR, FAR = "10.77.0.1", "eth0", "port0"
 TUNSETIFF, TAP = 0x400454CA, 0x0002 | 0x1000  # a device of Ethernet frames, without a header before each
-FRAME, MTU = 1 << 16, 65000  # bytes: few large frames, since a process in Python hands them on
+FRAME, MTU = 1 << 16, 9000  # bytes of a read, and of a frame, as large as real networks have
+BURST = MTU + 1024  # bytes that leave at once: one frame. Through 256 KB whole passes went as if there were no rate
 TIMER_SLACK = 29  # PR_SET_TIMERSLACK
 
 
@@ -200,7 +201,7 @@ def _limit(where: Callable[..., None], device: str, rate: float | None) -> None:
     with contextlib.suppress(subprocess.CalledProcessError):  # there is none
         where("tc", "qdisc", "del", "dev", device, "root")
     if rate is not None:
-        words = ("rate", f"{rate:.0f}bit", "burst", "256k", "latency", "5s")
+        words = ("rate", f"{rate:.0f}bit", "burst", str(BURST), "latency", "5s")
         where("tc", "qdisc", "add", "dev", device, "root", "tbf", *words)
 
 

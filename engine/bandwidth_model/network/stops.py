@@ -3,9 +3,9 @@
     pass = sum over stops of (round trip + rows there and back + layers) + (parts - 1) * the busiest of all
     layers = what layers of that machine were measured to take, by tokens, and the cache of longer contexts
 
-A pass in parts has each machine, and each link, at work on a part while others have the parts before and behind it:
-beyond the first part only what takes longest counts. Every part reads all weights of a layer once more, so that more
-parts are not always faster.
+A pass in parts has each machine at work on a part while others have the parts before and behind it, and so the
+coordinator's link, which carries what goes to all of them: beyond the first part only what takes longest counts. Every
+part reads all weights of a layer once more, so that more parts are not always faster.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Route:
         through = sum(done + 2 * wire + (0.0 if stop.hop is None else stop.hop.round_trip.mid)
                       for stop, done, wire in found)  # fmt: skip
         here = sum(done for stop, done, _ in found if stop.hop is None)  # one machine, however often it is a stop
-        busiest = max([here, *(max(done, wire) for stop, done, wire in found if stop.hop is not None)])
+        shared = sum(wire for _, _, wire in found)  # of the coordinator's own link, in each direction
+        busiest = max([here, shared, *(done for stop, done, _ in found if stop.hop is not None)])
         return through + (parts - 1) * busiest
 
     def parts(self, work: Work) -> int:

@@ -34,7 +34,7 @@ def stop(fixed: float, each: float, link: Hop | None) -> Stop:
 
 def test_by_hand() -> None:
     """The coordinator 1 ms, two hosts 2 ms and 3 ms, a millisecond of round trip each and rows of 1000 bytes at 1 MB/s:
-    a part more costs what takes longest."""
+    a part more costs what takes longest, which may be the coordinator's link with the rows for both."""
     link = hop(1e6, 1e-3)
     route = Route(stops=(stop(1e-3, 0, None), stop(2e-3, 0, link), stop(3e-3, 0, link)), row=1000)
     wire = (1000 + HEADER) / 1e6
@@ -44,7 +44,10 @@ def test_by_hand() -> None:
     four = Work(tokens=4, is_prompt=False, context=0)
     whole, halves = (4000 + HEADER) / 1e6, (2000 + HEADER) / 1e6
     assert route.seconds(four, 1) == pytest.approx(8e-3 + 4 * whole)
-    assert route.seconds(four, 2) == pytest.approx(8e-3 + 4 * halves + 3e-3)
+    assert route.seconds(four, 2) == pytest.approx(8e-3 + 4 * halves + 2 * halves)
+    fast = hop(1e7, 1e-3)
+    faster = Route(stops=(stop(1e-3, 0, None), stop(2e-3, 0, fast), stop(3e-3, 0, fast)), row=1000)
+    assert faster.seconds(four, 2) == pytest.approx(8e-3 + 4 * halves / 10 + 3e-3)
     assert route.own_s(four, 2) == pytest.approx(2e-3)
     assert route.stops[1].times(0.5).work_s(four) == pytest.approx(1e-3)
 
