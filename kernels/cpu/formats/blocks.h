@@ -220,7 +220,7 @@ struct BlockFormat {
       for (int r = 0; r < R; r++) acc[r][t] = zero();
     }
 #pragma GCC unroll 2
-    for (int r = 0; r < R; r++) read_scales_soon(w[r], S::bytes(blocks));
+    for (int r = 0; r < R; r++) prefetch_scales(w[r], S::bytes(blocks));
     int b = 0;
     for (; b + W <= blocks; b += W) step<R, T, true>(w, x, blocks, b, acc);
     if constexpr (PAIR_TAILS && S::EIGHT[0] > 0 && R == 2) {

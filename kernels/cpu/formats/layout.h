@@ -34,12 +34,12 @@ static inline int tiles_of(int tokens) { return (tokens + TILE_SIDE - 1) / TILE_
 //   8 KB and 1 KB               91 / 92 / 98 %      16 KB and 1 KB         89 / 92 / 97 %
 //   8 KB and 2 KB               87 / 94 / 99 %      8 KB and 0.5 KB        87 / 89 / 96 %
 // AMD's own prefetchers keep up with rows of some lengths and lose others. One core of a Zen 5, one token, matrices of 2048 /
-// 2880 / 4096 / 7168 columns, in turns, each reading memory that no cache holds:
-//                          q8_0                  q4_0                  q4_k                  q6_k
-//   none                   52 / 45 / 57 / 53 %   92 / 92 / 50 / 40 %   92 / 91 / 48 / 67 %   87 / 40 / 57 / 47 %
-//   8 KB and 1 KB          76 / 77 / 77 / 66 %   76 / 78 / 77 / 70 %   80 / 82 / 84 / 80 %   77 / 76 / 77 / 73 %
-//   8 KB and 6 KB          81 / 80 / 80 / 68 %   82 / 87 / 78 / 71 %   96 / 92 / 92 / 91 %   89 / 87 / 83 / 80 %
-//   4 KB into the first    93 / 90 / 89 / 75 %   94 / 99 / 93 / 82 %   99 / 96 / 93 / 97 %   99 / 92 / 92 / 87 %
+// 2880 / 4096 / 7168 / 16384 columns, in turns, each reading memory that no cache holds:
+//                          q8_0                       q4_0                       q4_k                       q6_k
+//   none                   65 / 44 / 52 / 44 / 39 %   92 / 89 / 48 / 44 / 37 %   89 / 90 / 44 / 53 / 31 %   85 / 40 / 50 / 44 / 31 %
+//   8 KB and 1 KB          78 / 78 / 80 / 78 / 73 %   76 / 77 / 74 / 79 / 66 %   85 / 85 / 80 / 76 / 78 %   77 / 79 / 74 / 74 / 64 %
+//   8 KB and 6 KB          84 / 78 / 82 / 82 / 74 %   83 / 84 / 80 / 82 / 70 %   90 / 96 / 93 / 87 / 89 %   90 / 92 / 84 / 79 / 69 %
+//   4 KB into the first    89 / 90 / 94 / 88 / 85 %   90 / 96 / 94 / 93 / 86 %   97 / 96 / 96 / 93 / 87 %   96 / 92 / 90 / 93 / 81 %
 // 2 KB: 0 to 20 % less; 6 KB: as 4 KB within 7 %; 8 KB: up to 12 % less; 8 KB into the second alone: 6 to 32 % less. What is
 // chosen is measured at the first start (weight_prefetch.py). A distance of 0 asks for nothing: two requests for each line cost
 // more here than two branches that always go one way.
@@ -47,16 +47,14 @@ static inline void prefetch_weights(const uint8_t* p) {
   if (prefetch_far) __builtin_prefetch(p + prefetch_far, 0, 2);
   if (prefetch_near) __builtin_prefetch(p + prefetch_near, 0, 3);
 }
-// Touches all scales of a row when it begins, in the order of memory: read a few at a time beside the codes they are a stream
-// of their own, and long ones lose prefetchers (Zen 5 as above, columns of 5120 / 7168 in q8_0: 84 / 76 % without, 89 / 81 %
-// with; 7168 in q4_0: 79 and 82 %).
-static inline void read_scales_soon(const uint8_t* row, size_t bytes) {
-  if (prefetch_near)
-    for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i, 0, 3);
-}
-
 static inline void prefetch_lines(const uint8_t* p, size_t bytes) {
   for (size_t i = 0; i < bytes; i += 64) prefetch_weights(p + i);
+}
+// Codes ask for what lies ahead of codes. What lies as far ahead of a row's scales is asked for here, when the row begins: where
+// scales asked for it as they were read, a few beside many codes, the last of it was asked for after codes had passed, and
+// every long row waited for memory once (4 KB ahead as above, 7168 / 16384 columns: 72 / 68 % in q8_0, 80 / 62 % in q4_0).
+static inline void prefetch_scales(const uint8_t* row, size_t bytes) {
+  if (prefetch_near) prefetch_lines(row, bytes);
 }
 
 }  // namespace headrace

@@ -29,7 +29,6 @@ struct Factors {
 // H: F16Row or BF16Row.
 template <bool FULL, class H = F16Row>
 inline V load_halves(const uint8_t* p, int n) {
-  if (FULL) prefetch_weights(p);
   if constexpr (std::is_same<H, F16Row>::value) return lanes_f16<FULL>(p, n);
   return as_floats(in_lanes(as_ints(FULL ? H::load(p) : H::load_n(p, n))));
 }
@@ -71,7 +70,6 @@ struct PowerScales {
 
   template <bool FULL>
   static inline __attribute__((always_inline)) void load(const uint8_t* row, int, int b, int, Factors<1>& f) {
-    if (FULL) prefetch_weights(row + b);
     const I byte = lanes_u8(row + b);
     const I normal = shift_left<23>(int_sub(byte, int_set1(1))), small = shift_left<21>(int_add(byte, int_set1(1)));
     const I is_small = shift_right_signed<31>(int_sub(byte, int_set1(2)));
@@ -94,10 +92,7 @@ struct ByteScales {
     if (DIVISOR > 1) d = mul(d, set1(1.0f / DIVISOR));
     const uint8_t* units = row + halves(blocks) + b;
 #pragma GCC unroll 2
-    for (int part = 0; part < PARTS; part++) {
-      if (FULL) prefetch_weights(units + part * blocks);
-      f.scale[part] = mul(d, to_float(lanes_s8(units + part * blocks)));
-    }
+    for (int part = 0; part < PARTS; part++) f.scale[part] = mul(d, to_float(lanes_s8(units + part * blocks)));
   }
 };
 
@@ -112,7 +107,6 @@ struct SixMinScales {
   template <bool FULL>
   static inline __attribute__((always_inline)) void load(const uint8_t* row, int blocks, int b, int n, Factors<1>& f) {
     const uint8_t *units = row + 2 * halves(blocks) + b, *high = row + 2 * halves(blocks) + blocks + b / 8 * 4;
-    if (FULL) prefetch_weights(units), prefetch_weights(high);
     I scale, min;
     lanes_sixes(units, high, b, &scale, &min);
     f.scale[0] = mul(spread_halves<FULL>(row, b, n), to_float(scale));
@@ -134,7 +128,6 @@ struct NibbleMinScales {
     const V d = spread_halves<FULL>(row, b, n), d_min = spread_halves<FULL>(row + halves(blocks), b, n);
 #pragma GCC unroll 2
     for (int part = 0; part < 2; part++) {
-      if (FULL) prefetch_weights(units + part * blocks);
       const I both = lanes_u8(units + part * blocks);
       f.scale[part] = mul(d, to_float(bit_and(both, int_set1(15))));
       f.min[part] = mul(d_min, to_float(shift_right<4>(both)));
@@ -157,13 +150,11 @@ struct ZeroScales {
   static inline __attribute__((always_inline)) void load(const uint8_t* row, int blocks, int b, int n, Factors<1>& f) {
     const int run = b / TOGETHER;
     const uint8_t *halves = row + run * 2, *zeros = row + 2 * runs(blocks) + run;
-    if (FULL) prefetch_weights(zeros);
     V code;
     if (TOGETHER == 1) {
       f.scale[0] = load_halves<FULL, H>(halves, n);
       code = to_float(lanes_u8(zeros));
     } else {
-      if (FULL) prefetch_weights(halves);
       f.scale[0] = spread_fours(H::load_n(halves, (n + TOGETHER - 1) / TOGETHER));
       code = spread_fours(to_float(widen_u8(zeros)));
     }
@@ -185,7 +176,6 @@ struct E4m3Scales {
 #pragma GCC unroll 2
     for (int part = 0; part < PARTS; part++) {
       const uint8_t* units = row + 4 + b + part * blocks;
-      if (FULL) prefetch_weights(units);
       f.scale[part] = mul(set1(all), e4m3_to_float(FULL ? lanes_u8(units) : lanes_u8_n(units, n)));
     }
   }
