@@ -61,7 +61,19 @@ from .hardware import Hardware, exactly
 from .network.hops import Asked, Cost, Exchange, Network
 from .network.stops import Route, Work
 from .profile import mean_queries
-from .roofline import Cache, Handoff, Link, Load, Overhead, Step, Weights, in_turn, predict, side_by_side
+from .roofline import (
+    Cache,
+    Handoff,
+    Link,
+    Load,
+    Overhead,
+    Step,
+    Weights,
+    behind_the_last,
+    in_turn,
+    predict,
+    side_by_side,
+)
 
 ELEMENTS = KVFormat("elements", 16)  # a number counts as one
 
@@ -205,6 +217,9 @@ class PassModel:
         if not on_gpu and (experts := read.get(EXPERTS, 0)):
             each = 1.0 if done.tokens == 1 else self._tokens_of_an_expert(experts, done)
             found.append(Weights(CPU_DRAM, self._experts_by_format(experts, done), 0, each, experts=True))
+        is_here = not on_gpu and not done.total(NET)
+        if is_here and done.phase == "prefill" and (wanted := self._logit_rows(done)):
+            found += behind_the_last(self.sizes.layers[-1].behind, done.tokens, wanted)
         return found
 
     def _dense(self, done: Pass) -> ByFormat:

@@ -23,7 +23,7 @@ from typing import Protocol
 from ...kernels import FORMATS
 from ...loaders.quants.by_format import ByFormat
 from ...loaders.quants.encodings import ENCODINGS
-from ..ledger.passes import FIXED, Prediction
+from ..ledger.passes import CPU_DRAM, FIXED, Prediction
 from .hardware import Device, End, Hardware
 
 MANY = 4096.0  # queries on a key, where attention is bound by arithmetic
@@ -93,6 +93,15 @@ def crossover(read: ByFormat, count: float, term: str, machine: Hardware, expert
 def weights_of(read: ByFormat) -> float:
     """How many weights these bytes hold, of formats that the engine has."""
     return sum(size / _bytes_per_weight(name) for name, size in read.parts)
+
+
+def behind_the_last(read: ByFormat, tokens: int, needed: int) -> tuple[Load, ...]:
+    """What is behind the mixer of the last layer on a CPU, counted for `tokens` before, for those alone that are
+    needed."""
+    if needed >= tokens:
+        return ()
+    all_of_it = Weights(CPU_DRAM, read, 0, tokens, times=-1)
+    return (all_of_it, Weights(CPU_DRAM, read, 0, needed)) if needed else (all_of_it,)
 
 
 @dataclass(frozen=True, slots=True)

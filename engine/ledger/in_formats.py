@@ -10,6 +10,7 @@ from torch import Tensor
 from ...kernels.packed import Matrix, Stacked
 from ...loaders.quants.by_format import NOTHING, ByFormat
 from ...loaders.spec import ModelSpec
+from ...loaders.weights.mixers.compressed import CompressedWeights
 from ...loaders.weights.model_weights import Formats, LayerWeights, allocate
 
 F32 = "f32"
@@ -17,11 +18,12 @@ F32 = "f32"
 
 @dataclass(frozen=True, kw_only=True)
 class LayerFormats:
-    """Bytes of one layer: all but its routed experts, of it the shared expert, and one routed expert; there are so many
-    `experts`."""
+    """Bytes of one layer: all but its routed experts, of it the shared expert and the matrices behind the mixer (its
+    output projection, and the MLP of every token), and one routed expert; there are so many `experts`."""
 
     common: ByFormat
     shared: ByFormat = NOTHING
+    behind: ByFormat = NOTHING
     expert: ByFormat = NOTHING
     experts: int = 0
 
@@ -61,12 +63,23 @@ def of_model(spec: ModelSpec, formats: Formats) -> ModelFormats:
 def _layer(layer: LayerWeights) -> LayerFormats:
     mlp = NOTHING if layer.mlp is None else _matrices([layer.mlp.gate_up, layer.mlp.down])
     common = ByFormat.of((F32 if isinstance(one, Tensor) else one.format.name, one.nbytes) for _, one in layer.common())
+    behind = ByFormat.sum([mlp, _output(layer)])
     if layer.experts is None:
-        return LayerFormats(common=common)
+        return LayerFormats(common=common, behind=behind)
     bank = layer.experts
     return LayerFormats(
-        common=common, shared=mlp, expert=ByFormat.of(bank.layout.bytes_by_format), experts=bank.experts
+        common=common,
+        shared=mlp,
+        behind=behind,
+        expert=ByFormat.of(bank.layout.bytes_by_format),
+        experts=bank.experts,
     )
+
+
+def _output(layer: LayerWeights) -> ByFormat:
+    """The output projection of the mixer; none of the kind where it is two matrices, which plans do not tell apart."""
+    mixer = layer.mixer
+    return NOTHING if mixer is None or isinstance(mixer, CompressedWeights) else _matrices([mixer.o])
 
 
 def _matrices(many: list[Matrix | Stacked]) -> ByFormat:

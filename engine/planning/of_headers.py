@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from ...errors import CheckpointError
 from ...kernels import FORMATS, Format
 from ...kernels.formats import EXPERT_ALIGN, align_up
-from ...loaders.architecture.architecture import Architecture
+from ...loaders.architecture.architecture import Architecture, Layer
 from ...loaders.architecture.tensor_names import LEFT_OUT, place
 from ...loaders.families.quantisation import Quantisation
 from ...loaders.files.gguf_header import TYPES, is_unknown
@@ -161,9 +161,19 @@ def _layer(
     return LayerBytes(
         common_in=ByFormat.of(pair for pairs in found.values() for pair in pairs),
         shared_in=ByFormat.of(shared),
+        behind_in=_behind(model.layers[index], found),
         expert_in=_expert(routed.times(1 / count), round(biases / count), is_aligned),
         experts=experts.count if experts else 0,
     )
+
+
+def _behind(layer: Layer, found: dict[str, list[tuple[str, float]]]) -> ByFormat:
+    """The matrices behind a layer's mixer: of attention the share that the output projection has of its parameters."""
+    whole, output = (
+        sum(part.elements for part in parts if part.group == "attention") for parts in (layer.parts, layer.behind)
+    )
+    attention = ByFormat.of(found.get("attention", [])).times(output / max(1, whole))
+    return ByFormat.of([*found.get("shared", []), *found.get("dense", []), *attention.parts])
 
 
 def _expert(matrices: ByFormat, biases: int, is_aligned: bool) -> ByFormat:

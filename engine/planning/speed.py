@@ -30,6 +30,7 @@ from ..bandwidth_model.roofline import (
     Step,
     Way,
     Weights,
+    behind_the_last,
     in_turn,
     predict,
     side_by_side,
@@ -240,15 +241,18 @@ class Model:
         return [*steps, self.outside(placement, 0, 1)]
 
     def _chunk(self, placement: Placement, tokens: int, before: int, work: Workload) -> list[Step] | None:
-        """A chunk of a prompt; of the last layer's experts only the prompt's last token needs any."""
+        """A chunk of a prompt; of the last layer's experts only the prompt's last token needs any, and of what else is
+        behind its mixer on a CPU that was measured."""
         steps = [in_turn(self.overhead(tokens, 0))]
         for i, layer in enumerate(self.model.layers):
             at, is_last = placement.common[i], i == len(self.model.layers) - 1
             if self._device(at).flops is None:
                 return None
             cache = cache_of(layer, channel(at), before + tokens, tokens, work.kv)
-            steps.append(in_turn(self.common(i, at, tokens), cache))
             needed = tokens if not is_last else int(before + tokens == work.prompt)
+            is_measured = self._device(at).slowdown is not None
+            few = behind_the_last(self.storage.layers[i].behind_in, tokens, needed) if is_last and is_measured else ()
+            steps.append(in_turn(self.common(i, at, tokens), *few, cache))
             if layer.experts is not None and needed:
                 ways = self._ways(i, at, placement.experts[i], needed)
                 if not ways:

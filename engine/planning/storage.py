@@ -19,11 +19,12 @@ from ...loaders.quants.quant import outside as beside
 
 @dataclass(frozen=True, kw_only=True)
 class LayerBytes:
-    """One layer in memory, by format: what every token reads, of it the shared expert, and one routed expert (a mean
-    where a file's differ)."""
+    """One layer in memory, by format: what every token reads, of it the shared expert and the matrices behind the mixer
+    (`Layer.behind`), and one routed expert (a mean where a file's differ)."""
 
     common_in: ByFormat
     shared_in: ByFormat = NOTHING
+    behind_in: ByFormat = NOTHING
     expert_in: ByFormat = NOTHING
     experts: int = 0
 
@@ -148,9 +149,10 @@ def _layer(layer: Layer, quant: Quant, place: Place, groups: Counter[str]) -> La
         groups[part.group] += quant.stored_bytes(part, place)
     common = ByFormat.sum(quant.in_memory(part, place) for part in layer.parts)
     shared = ByFormat.sum(quant.in_memory(part, place) for part in layer.parts if part.group == "shared")
+    behind = ByFormat.sum(quant.in_memory(part, place) for part in layer.behind)
     experts = layer.experts
     if experts is None:
-        return LayerBytes(common_in=common, shared_in=shared)
+        return LayerBytes(common_in=common, shared_in=shared, behind_in=behind)
     groups["experts"] += quant.stored_expert_bytes(experts, place) * experts.count
     one = quant.expert_in_memory(experts, place)
-    return LayerBytes(common_in=common, shared_in=shared, expert_in=one, experts=experts.count)
+    return LayerBytes(common_in=common, shared_in=shared, behind_in=behind, expert_in=one, experts=experts.count)

@@ -36,6 +36,9 @@ class Part:
         return self.rows * self.cols
 
 
+OUTPUTS = ("attn_output", "ssm_out", "out_proj")  # names of parts that mixers end with
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cache:
     """What a layer keeps of the past: `width` elements for every `every`-th token, of the last `window` tokens. A query
@@ -109,6 +112,12 @@ class Layer:
     mixer: Mixer | None
     parts: tuple[Part, ...]
     experts: Experts | None
+
+    @property
+    def behind(self) -> tuple[Part, ...]:
+        """Of `parts`, the matrices behind the mixer, which in the last layer only those tokens meet whose logits are
+        wanted: its output projection, and the MLP of every token."""
+        return tuple(part for part in self.parts if part.name in OUTPUTS or part.name.startswith("ffn_"))
 
 
 @dataclass(frozen=True, kw_only=True)

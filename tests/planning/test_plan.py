@@ -21,6 +21,7 @@ from headrace.engine.bandwidth_model import hardware, machine_file, tier_rates
 from headrace.engine.bandwidth_model.hardware import Device, Hardware, exactly
 from headrace.engine.bandwidth_model.pass_model import PassModel
 from headrace.engine.bandwidth_model.profile import Profile, load_profile, save_profile
+from headrace.engine.ledger import in_formats
 from headrace.engine.ledger.passes import Pass
 from headrace.engine.placement.tier_memory import GPU_RESERVE
 from headrace.engine.planning import layouts, routing_trace, storage
@@ -78,6 +79,8 @@ def test_bytes_are_those_of_the_engine(variant: str, experts: str, dense: str, c
     quant = of_text.parse(f"experts={experts},dense={dense},embed=f32", of_config.native({}, ""))
     found = storage.computed(source.described.architecture, quant)
     assert found.in_memory == allocate(spec, formats, "meta").nbytes
+    engines = in_formats.of_model(spec, formats).layers
+    assert [layer.behind_in for layer in found.layers] == [layer.behind for layer in engines]
     context, banks = 17, spec.moe_layers
     engine = Model(source.described.architecture, found, machine(gpus=0))
     everything = layouts.on_cpu(found, engine.hardware, _no_demand(len(spec.layers)))
@@ -120,9 +123,35 @@ def test_time_is_that_of_the_engine(variant: str, batch: int, checkpoints: Any, 
     assert step.terms == pytest.approx(wanted.terms, rel=1e-6)
 
 
+@pytest.mark.parametrize("variant", ["qwen3_moe", "qwen2_moe", "deepseek_v3", "gpt_oss"])
+def test_a_run_s_prompt_ends_with_its_last_token(variant: str, checkpoints: Any, profile: Profile) -> None:
+    """Matrices of four tokens take twice the time of one, but for those behind the last layer's mixer, which the last
+    token alone meets: output projection, shared expert."""
+    _, spec = spec_of(ConfigReader.open(checkpoints(variant) / "config.json"))
+    flat = dict.fromkeys(FORMATS, 1e10)
+    known = dataclasses.replace(
+        profile, linear=flat, experts=flat, batch={"4": dict.fromkeys(FORMATS, 5e9)}, crowd={"4": flat},
+        attention={"1": 1e10, "8": 1e10, "4096": 1e10}, layer_s=0.0, layer_batch={}, shared_s=0.0, pass_s=0.0,
+        logit_s=0.0, row_s=0.0,
+    )  # fmt: skip
+    formats = Formats(experts=FORMATS["q4_0"], dense=FORMATS["q8_0"], embed=FORMATS["f32"])
+    distinct = [spec.moe.top_k] * spec.moe_layers
+    read = pass_bytes(spec, formats, KV_BF16, tokens=4, contexts=[4], distinct_experts=distinct)
+    done = Pass(index=0, phase="prefill", sequences=[0], tokens=4, context=4, bytes=read)
+    predicted = PassModel(spec, formats, KV_BF16, tier_rates.of_cpu(known))(done)
+    last = allocate(spec, formats, "meta").layers[-1]
+    assert last.mixer is not None
+    shared = 0 if last.mlp is None else last.mlp.gate_up.nbytes + last.mlp.down.nbytes
+    counted = read["cpu_dram"]
+    wanted = sum(counted.values()) + counted["dense"] - last.mixer.o.nbytes - shared
+    assert predicted is not None
+    assert predicted.seconds == pytest.approx(wanted / 1e10)
+
+
 def test_a_prompt_on_a_measured_cpu_by_hand(checkpoints: Any, profile: Profile) -> None:
     """All at 10 GB/s whatever the tokens: two chunks read all experts that they touch, in the last layer those of
-    the last token alone; keys are read once a chunk; the head once."""
+    the last token alone, where the first chunk reads nothing behind the mixer; keys are read once a chunk; the head
+    once."""
     source = model_source.find(str(checkpoints("qwen3_moe")))
     architecture = source.described.architecture
     quant = of_text.parse("experts=q4_0,dense=q8_0,embed=f32", of_config.native({}, ""))
@@ -139,6 +168,7 @@ def test_a_prompt_on_a_measured_cpu_by_hand(checkpoints: Any, profile: Profile) 
     assert found is not None
     seconds = engine.seconds(found).seconds
     read = 2 * sum(layer.common for layer in layers) + engine.storage.outside
+    read -= layers[-1].behind_in.total
     read += 2 * sum(engine.touched(i, 512) * layer.expert for i, layer in enumerate(layers[:-1]))
     read += round(engine.touched(len(layers) - 1, 1) * layers[-1].expert)
     read += sum(cache_read(x, 512) + cache_read(x, 1024) + cache_written(x, 1024, 1024) for x in architecture.layers)
