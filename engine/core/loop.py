@@ -87,13 +87,16 @@ class Loop:
         self.lock = Turn()  # held for a pass
 
     def run(self, requests: Seq[Request]) -> None:
-        """Completes requests together."""
+        """Completes requests together; then raises the error of one that has such."""
         try:
             for request in requests:
                 if request.is_open:
                     self.start(request)
             while any(r.is_open for r in requests):
                 self._step_unless(lambda: not any(r.is_open for r in requests))
+            for request in requests:
+                if request.error is not None:  # its own, the others are complete
+                    raise request.error
         finally:
             self._end(requests)
 
@@ -285,11 +288,16 @@ class Loop:
             self.books.book(closed, timers.end)
 
     def _push(self, ready: list[Sequence], tokens: list[int]) -> None:
-        """Gives sequences their next tokens: all of them first, whatever becomes of one's text."""
+        """Gives sequences their next tokens: all of them first, whatever becomes of one's text. Failed ones end."""
         for sequence, token in zip(ready, tokens, strict=True):
-            sequence.tokens.append(token)
+            if sequence.failure is None:
+                sequence.tokens.append(token)
         for sequence in ready:
-            self.requests[sequence.id].push(self.eos_ids, self.passed_at)
+            request = self.requests[sequence.id]
+            if sequence.failure is None:
+                request.push(self.eos_ids, self.passed_at)
+            else:
+                request.fail(sequence.failure)
 
     def _take(self, sequence: Sequence, token: int) -> bool:
         """Gives a sequence its next token; whether it goes on."""
@@ -331,6 +339,7 @@ class Loop:
         """Makes known which recurrent states were kept in a pass."""
         if self.kept is None or keeps is None:
             return
+        keeps = {i: keep for i, keep in keeps.items() if batch.sequences[i].failure is None}
         self.kept.after(batch, keeps)
         if self.disk is not None:
             for i, keep in keeps.items():

@@ -67,6 +67,11 @@ class Request:
         if sequence.finish_reason is not None:
             self._ended()
 
+    def fail(self, error: BaseException) -> None:
+        """Ends it where it is, with an error for whoever reads it."""
+        self.error = error
+        self.interrupt()
+
     def interrupt(self) -> None:
         """Ends it where it is."""
         self.sequence.finish_reason = "interrupted"

@@ -36,19 +36,28 @@ class WithArgmax:
 
 
 def sample(logits_SV: Tensor, sequences: list[Sequence], ops: Ops) -> list[int]:
-    """The next token of each sequence from its row of logits float32 [S, V]; the logits are not changed."""
+    """The next token of each sequence from its row of logits float32 [S, V]; the logits are not changed. A sequence
+    whose logits are not finite gets its `failure` instead, and its token means nothing: the others are not to blame."""
     largest, ids = ops.argmax(logits_SV)
-    if not all(map(math.isfinite, largest.tolist())):
-        raise HeadraceError(
-            "the model gave logits that are not finite: its weights are damaged, or do not fit its config; "
-            "check the files, or compare with --kernels reference"
-        )
     greedy: list[int] = ids.tolist()
-    found = [_next(logits_SV, i, greedy[i], sequence) for i, sequence in enumerate(sequences)]
+    for sequence, value in zip(sequences, largest.tolist(), strict=True):
+        if not math.isfinite(value):
+            sequence.failure = _not_finite()
+    found = [
+        _next(logits_SV, i, greedy[i], sequence) if sequence.failure is None else greedy[i]
+        for i, sequence in enumerate(sequences)
+    ]
     for i, sequence in enumerate(sequences):
-        if sequence.params.logprobs is not None:
+        if sequence.params.logprobs is not None and sequence.failure is None:
             sequence.logprobs.append(_likely(logits_SV[i].cpu(), found[i], sequence.params.logprobs))
     return found
+
+
+def _not_finite() -> HeadraceError:
+    return HeadraceError(
+        "the model gave logits that are not finite: its weights are damaged, or do not fit its config; "
+        "check the files, or compare with --kernels reference"
+    )
 
 
 def _next(logits_SV: Tensor, row: int, greedy: int, sequence: Sequence) -> int:

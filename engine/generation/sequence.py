@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ...errors import HeadraceError
 from ..config import SamplingParams
 from ..model.windows import Held
 from .disk.reader import Fetch
@@ -38,6 +39,7 @@ class Sequence:
     reused: int = 0  # prompt tokens that were in the cache already
     spliced: int = 0  # answers in its prompt that have the model's own tokens, see own_answers.py
     finish_reason: str | None = None
+    failure: HeadraceError | None = None  # why nothing could be drawn for it; it ends with that
     ends: tuple[int, ...] = ()  # tokens that end it, where it does not go on past them
     constraint: Constraint | None = None  # a grammar that it follows
     logprobs: list[Likely] = field(default_factory=list)  # of its new tokens, where they are wanted

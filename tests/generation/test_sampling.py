@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from headrace import HeadraceError, OptionError, SamplingParams
+from headrace import OptionError, SamplingParams
 from headrace.engine.generation import sampler
 from headrace.engine.generation.sampler import penalise
 from headrace.engine.generation.sequence import Sequence, make_sequence
@@ -110,10 +110,12 @@ def test_without_a_seed_runs_differ() -> None:
     assert runs[0] != runs[1]
 
 
-def test_logits_that_are_not_finite_are_an_error() -> None:
+def test_logits_that_are_not_finite_are_an_error_of_their_sequence() -> None:
     for bad in (float("nan"), float("inf")):
-        with pytest.raises(HeadraceError, match="not finite"):
-            sample(torch.tensor([[0.0, bad]]), [sequence([0])])
+        one, other = sequence([0]), sequence([0])
+        assert sample(torch.tensor([[0.0, bad], [0.0, 1.0]]), [one, other])[1] == 1
+        assert "not finite" in str(one.failure)
+        assert other.failure is None
 
 
 @pytest.mark.parametrize(

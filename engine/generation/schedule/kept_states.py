@@ -35,11 +35,11 @@ class KeptStates:
         return {i: Keep(ends[i], self.slots.reserve()) for i in range(batch.decoding, len(ends)) if ends[i]}
 
     def after(self, batch: Batch, keeps: Keeps) -> None:
-        """Makes known what was kept; to be called when the pass is committed."""
+        """Makes known what was kept, but of sequences that failed; to be called when the pass is committed."""
         for i, keep in keeps.items():
             self.slots.name(batch.sequences[i].digests[keep.tokens // PAGE - 1], keep.slot)
         for sequence in batch.sequences[: batch.decoding]:
-            if sequence.computed % PAGE == 0:
+            if sequence.computed % PAGE == 0 and sequence.failure is None:
                 self._keep_newest(sequence)
 
     def _keep_newest(self, sequence: Sequence) -> None:

@@ -265,7 +265,9 @@ class Scheduler:
             sequence.forced += base + accepted
 
     def _computed(self, sequence: Sequence, count: int) -> None:
-        """So many more of its tokens are in the cache."""
+        """So many more of its tokens are in the cache. Of one that failed none: no other prompt may go on from them."""
+        if sequence.failure is not None:
+            return
         sequence.computed += count
         digests, known = sequence.digests, len(sequence.digests)
         self.pages.publish(sequence.tokens, sequence.pages, digests, sequence.computed, sequence.salt)

@@ -56,7 +56,8 @@ class AccessLog:
             parts.append(f"first token after {first - generation.submitted:.2f} s")
         rate = (made - 1) / (last - first) if first is not None and last is not None and last > first else 0.0
         parts.append(f"{made} new" + (f" at {rate:.1f}/s" if rate else ""))
-        parts.append(reason_of(generation))
+        error, reason = generation.request.error, reason_of(generation)
+        parts.append(f"error: {error}" if reason == "error" else reason)
         return ", ".join(parts)
 
     def near_miss(self, generation: Generation) -> str:
