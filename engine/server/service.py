@@ -25,7 +25,7 @@ from ..model.kv_cache import salted
 from .engine_thread import EngineThread
 from .generation import Generation
 from .settings import ServerSettings
-from .timed.workers import in_time
+from .timed.workers import Doing, in_time
 from .wire.errors import ApiError, PromptTooLong
 
 PREPARE_S = 60.0  # for a template and its tokens; a template is a stranger's code, and may not end
@@ -127,20 +127,22 @@ class Service:
 
     async def prompt(self, ask: PromptAsk, check: bool = True) -> Prompt:
         """The ids of a prompt, made in another thread; raises ApiError or a HeadraceError. check: whether it fits."""
-        made = await in_time(lambda: self._make_prompt(ask), PREPARE_S)
+        doing = Doing()
+        made = await in_time(lambda: self._make_prompt(ask, doing), PREPARE_S, doing)
         if check and len(made.ids) > self.limit:
             raise PromptTooLong(
                 len(made.ids), self.limit, "Shorten it, or start the server with a larger --max-context."
             )
         return made
 
-    def _make_prompt(self, ask: PromptAsk) -> Prompt:
+    def _make_prompt(self, ask: PromptAsk, doing: Doing) -> Prompt:
         if ask.ids is not None:
             return Prompt(made=PromptIds(ids=list(ask.ids)))
+        text = self.render(ask) if ask.text is None else ""
+        doing.what, doing.remedy = "the tokenizer", "give a shorter prompt"
         if ask.text is not None:
             encode = self.llm.admission.encode if ask.add_special_tokens else self._encode_plain
             return Prompt(made=PromptIds(ids=encode(ask.text)))
-        text = self.render(ask)
         return Prompt(made=self.llm.admission.chat_ids(text), text=text)
 
     def _encode_plain(self, text: str) -> list[int]:
@@ -204,7 +206,7 @@ class Service:
                 self.llm.vocabulary.matcher(found)
             return found
 
-        return await in_time(make, PREPARE_S, "the grammar", "give a smaller schema, or fewer tools")
+        return await in_time(make, PREPARE_S, Doing("the grammar", "give a smaller schema, or fewer tools"))
 
     def answer(
         self,

@@ -168,6 +168,20 @@ def test_a_template_that_never_ends_is_stopped(served: Served, monkeypatch: pyte
     assert until(lambda: not any(t.name == "headrace-prompt" for t in threading.enumerate()))
 
 
+def test_a_tokenizer_that_takes_long_is_named(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(text: str) -> None:
+        while True:
+            time.sleep(0.001)
+
+    monkeypatch.setattr(service, "PREPARE_S", 0.5)
+    monkeypatch.setattr(served.llm.admission, "chat_ids", slow)
+    monkeypatch.setattr(served.llm.admission, "encode", slow)
+    for path, body in (("chat/completions", LONG), ("completions", {"prompt": "a"})):
+        answer = httpx.post(f"{served.url}/v1/{path}", json=body)
+        assert answer.status_code == 400
+        assert "the tokenizer took longer" in answer.json()["error"]["message"]
+
+
 def test_connections_that_come_and_go(served: Served) -> None:
     host, port = served.url.removeprefix("http://").split(":")
 

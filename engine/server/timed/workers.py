@@ -12,6 +12,7 @@ import ctypes
 import queue
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ....errors import HeadraceError, TokenizerError
@@ -21,6 +22,15 @@ T = TypeVar("T")
 Work = Callable[[], None]
 BUSY, SPARE = "headrace-prompt", "headrace-spare"  # names of threads
 MOST_SPARE, SPARE_S = 2, 10.0
+AGAIN_S = 0.2  # until a thread is told once more to stop: libraries may lose what is raised in what they call
+
+
+@dataclass
+class Doing:
+    """What a piece of work does now, and what to do where that takes too long; the work itself may change it."""
+
+    what: str = "the chat template"
+    remedy: str = "give other messages"
 
 
 class Worker:
@@ -32,6 +42,7 @@ class Worker:
     def __init__(self) -> None:
         self.work: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self._run, name=BUSY, daemon=True)
+        self.ended = threading.Event()
 
     @classmethod
     def begin(cls, work: Work) -> Worker:
@@ -53,11 +64,19 @@ class Worker:
         self.work.put(None)
 
     def stop(self) -> None:
-        """Raises an error in the thread, if it runs Python code, and lets it end."""
-        if self.thread.ident is not None and self.thread.is_alive():
+        """Raises an error in the thread, if it runs Python code, again and again until it ends."""
+        self.work.put(None)
+        self._raise()
+        threading.Thread(target=self._insist, name="headrace-stop", daemon=True).start()
+
+    def _insist(self) -> None:
+        while not self.ended.wait(AGAIN_S):
+            self._raise()
+
+    def _raise(self) -> None:
+        if self.thread.ident is not None and self.thread.is_alive() and not self.ended.is_set():
             error = ctypes.py_object(TimeoutError)
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.thread.ident), error)
-        self.work.put(None)
 
     def _run(self) -> None:
         try:
@@ -68,6 +87,8 @@ class Worker:
                 self.thread.name = SPARE
         except TimeoutError:
             return  # told to stop when the work had just ended
+        finally:
+            self.ended.set()
 
     def _next(self) -> Work | None:
         while True:
@@ -80,11 +101,11 @@ class Worker:
                         return None
 
 
-async def in_time(
-    work: Callable[[], T], seconds: float, what: str = "the chat template", remedy: str = "give other messages"
-) -> T:
-    """The result of work in a thread, which is told to stop when its time is over; raises ApiError then. what: takes so
-    long; remedy: what to do then. Python code stops at its next step; a call of the tokenizer ends by itself."""
+async def in_time(work: Callable[[], T], seconds: float, doing: Doing | None = None) -> T:
+    """The result of work in a thread, which is told to stop when its time is over; raises ApiError then. doing: what it
+    is about when that happens; None: a template. Python code stops at its next step; a call of the tokenizer ends by
+    itself."""
+    doing = doing or Doing()
     loop, done = asyncio.get_running_loop(), asyncio.Event()
     found: list[Any] = [None, None]
 
@@ -100,7 +121,7 @@ async def in_time(
     try:
         await asyncio.wait_for(done.wait(), seconds)
     except asyncio.TimeoutError:
-        raise ApiError(400, f"{what} took longer than {seconds:g} s: {remedy}") from None
+        raise ApiError(400, f"{doing.what} took longer than {seconds:g} s: {doing.remedy}") from None
     finally:
         if done.is_set():
             worker.give_back()

@@ -11,7 +11,7 @@ import weakref
 import pytest
 
 from headrace.engine.server.timed import workers
-from headrace.engine.server.timed.workers import SPARE, Worker, in_time
+from headrace.engine.server.timed.workers import SPARE, Doing, Worker, in_time
 from headrace.engine.server.wire.errors import ApiError
 from headrace.errors import TokenizerError
 
@@ -60,7 +60,7 @@ def test_one_that_overran_is_stopped_and_takes_no_more() -> None:
     async def asked() -> tuple[int, int]:
         before = await in_time(threading.get_ident, 5)
         with pytest.raises(ApiError, match=r"the work took longer than 0\.05 s: give less"):
-            await in_time(long, 0.05, "the work", "give less")
+            await in_time(long, 0.05, Doing("the work", "give less"))
         return before, await in_time(threading.get_ident, 5)
 
     before, after = asyncio.run(asked())
@@ -69,6 +69,51 @@ def test_one_that_overran_is_stopped_and_takes_no_more() -> None:
     while not ends and time.monotonic() < until:
         time.sleep(0.01)
     assert ends == ["headrace-prompt"]
+
+
+def test_one_that_loses_what_is_raised_is_told_again() -> None:
+    """As a library does that catches whatever its callbacks raise."""
+    told: list[float] = []
+    threads: list[threading.Thread] = []
+
+    def deaf() -> None:
+        threads.append(threading.current_thread())
+        while True:
+            try:
+                while True:
+                    time.sleep(0.001)
+            except TimeoutError:
+                told.append(time.monotonic())
+                if len(told) == 3:
+                    raise
+
+    async def asked() -> None:
+        with pytest.raises(ApiError, match="took longer"):
+            await in_time(deaf, 0.05)
+
+    asyncio.run(asked())
+    threads[0].join(30)
+    assert not threads[0].is_alive()
+    assert len(told) == 3
+    until = time.monotonic() + 30
+    while stoppers() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert stoppers() == 0
+
+
+def test_the_error_says_what_was_slow() -> None:
+    doing = Doing("the first step", "a")
+
+    def work() -> None:
+        doing.what, doing.remedy = "the second step", "b"
+        while True:
+            time.sleep(0.001)
+
+    async def asked() -> None:
+        with pytest.raises(ApiError, match=r"the second step took longer than 0\.2 s: b"):
+            await in_time(work, 0.2, doing)
+
+    asyncio.run(asked())
 
 
 def test_many_at_once_leave_two_that_wait_and_these_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,6 +129,10 @@ def test_many_at_once_leave_two_that_wait_and_these_end(monkeypatch: pytest.Monk
         time.sleep(0.05)
     assert not Worker.spare
     assert spare_threads() == 0
+
+
+def stoppers() -> int:
+    return sum(one.name == "headrace-stop" for one in threading.enumerate())
 
 
 def spare_threads() -> int:
