@@ -66,6 +66,8 @@ class Service:
         self.llm, self.settings, self.name = llm, settings, name
         self.defaults = SamplingParams(**{"max_new_tokens": llm.admission.limit, **(defaults or {})})
         self.template = named_or_in_file(settings.chat_template)
+        if self.template is not None and llm.tokenizer is not None:
+            llm.tokenizer.template(self.template)  # one that the model has not is refused now, not in every answer
         self.choice: Choice = choose(
             llm.tokenizer, template=self._template_text(), family=llm.parts.checkpoint.family.model_type,
             wanted=settings.dialect,

@@ -168,6 +168,11 @@ def test_a_template_that_never_ends_is_stopped(served: Served, monkeypatch: pyte
     assert until(lambda: not any(t.name == "headrace-prompt" for t in threading.enumerate()))
 
 
+def test_a_template_that_the_model_has_not_is_refused_at_the_start(served: Served) -> None:
+    with pytest.raises(HeadraceError, match=r"'chatml' is no template of .*there are default"):
+        service.Service(served.llm, dataclasses.replace(served.service.settings, chat_template="chatml"), "demo")
+
+
 def test_a_tokenizer_that_takes_long_is_named(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     def slow(text: str) -> None:
         while True:
