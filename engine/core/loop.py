@@ -293,11 +293,7 @@ class Loop:
             if sequence.failure is None:
                 sequence.tokens.append(token)
         for sequence in ready:
-            request = self.requests[sequence.id]
-            if sequence.failure is None:
-                request.push(self.eos_ids, self.passed_at)
-            else:
-                request.fail(sequence.failure)
+            self.requests[sequence.id].push(self.eos_ids, self.passed_at)
 
     def _take(self, sequence: Sequence, token: int) -> bool:
         """Gives a sequence its next token; whether it goes on."""

@@ -48,8 +48,11 @@ class Request:
 
     def push(self, eos_ids: Collection[int], at: float = 0.0) -> None:
         """Decides whether the completion ends with its newest token, and puts that token's text into a chunk. at: when
-        its pass ended."""
+        its pass ended. One that failed has no new token, and ends."""
         sequence, params = self.sequence, self.sequence.params
+        if sequence.failure is not None:
+            self._fail(sequence.failure)
+            return
         token = sequence.tokens[-1]
         ends = token in params.stop_token_ids or (token in eos_ids and not params.ignore_eos)
         piece = "" if ends else self.text.push(token)
@@ -67,7 +70,7 @@ class Request:
         if sequence.finish_reason is not None:
             self._ended()
 
-    def fail(self, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Ends it where it is, with an error for whoever reads it."""
         self.error = error
         self.interrupt()
