@@ -82,7 +82,6 @@ class Loop:
         self.counts = ExpertCounts(len(parts.spec.layers), parts.spec.moe.experts)
         self.books = Bookkeeping(ledger, self.counts, recorder)
         self.requests: dict[int, Request] = {}
-        self.passed_at = 0.0  # when a pass last gave tokens, by `time.monotonic`
         self.joins_forced = True  # whether tokens that a grammar forces share a pass
         self.lock = Turn()  # held for a pass
 
@@ -234,7 +233,6 @@ class Loop:
             parts.timers.span(GPU_HBM)
         parts.main.wait()
         self.scheduler.commit(batch, time.perf_counter() - start)
-        self.passed_at = time.monotonic()
         if batch.drafts and self.drafts is not None:
             self._push(ready, tokens)
             done.accepted = self._verify(batch, out, rows, self.drafts)
@@ -293,7 +291,7 @@ class Loop:
             if sequence.failure is None:
                 sequence.tokens.append(token)
         for sequence in ready:
-            self.requests[sequence.id].push(self.eos_ids, self.passed_at)
+            self.requests[sequence.id].push(self.eos_ids, self.scheduler.passed_at)
 
     def _take(self, sequence: Sequence, token: int) -> bool:
         """Gives a sequence its next token; whether it goes on."""
@@ -316,7 +314,7 @@ class Loop:
                 return
             sequence.tokens.append(token)
             sequence.forced += 1
-            request.push(self.eos_ids, self.passed_at)
+            request.push(self.eos_ids, self.scheduler.passed_at)
             if not request.is_open:
                 return
 

@@ -79,6 +79,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.watermark = int(WATERMARK * pages.total)
         self.preemptions = 0
+        self.passed_at = 0.0  # when the last pass was booked, by the clock
 
     def add(self, sequence: Sequence) -> None:
         sequence.arrived = self.clock()
@@ -246,6 +247,7 @@ class Scheduler:
             sequence.again = max(0, sequence.again - count)
             sequence.forced = max(0, sequence.forced - count)
             self._computed(sequence, count - len(batch.drafts.get(i, ())))
+        self.passed_at = self.clock()
         self.share.booked(batch.phase, seconds)
         if self.limit is not None and batch.phase != DECODE:
             prompts = batch.tokens - batch.generated

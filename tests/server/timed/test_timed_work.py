@@ -57,14 +57,14 @@ def test_one_that_overran_is_stopped_and_takes_no_more() -> None:
         finally:
             ends.append(threading.current_thread().name)
 
-    async def asked() -> tuple[int, int]:
-        before = await in_time(threading.get_ident, 5)
+    async def asked() -> tuple[threading.Thread, threading.Thread]:
+        before = await in_time(threading.current_thread, 5)
         with pytest.raises(ApiError, match=r"the work took longer than 0\.05 s: give less"):
             await in_time(long, 0.05, Doing("the work", "give less"))
-        return before, await in_time(threading.get_ident, 5)
+        return before, await in_time(threading.current_thread, 5)
 
     before, after = asyncio.run(asked())
-    assert before != after
+    assert before is not after
     until = time.monotonic() + 5
     while not ends and time.monotonic() < until:
         time.sleep(0.01)
