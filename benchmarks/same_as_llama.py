@@ -1,7 +1,7 @@
 """Small models of every arch of GGUF whose layers are more than grouped-query attention: headrace, llama.cpp and
 transformers on the same numbers.
 
-    PYTHONPATH=tests/fakes:tests/gguf:tests/gguf/metadata python benchmarks/same_as_llama.py --llama-python PYTHON
+    python benchmarks/same_as_llama.py --llama-python PYTHON
 
 PYTHON has llama-cpp-python. Each checkpoint is made by transformers and written as a GGUF file as llama.cpp's converter
 does it (`tests/gguf`). All three say 48 tokens after the same prompt, the likeliest each; heads are scaled up, so that
@@ -19,11 +19,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import mixer_files
 import numpy as np
-import tiny
 import torch
 from numpy.typing import NDArray
+
+# The small models are those of the tests, in as many folders as these have.
+sys.path.extend(
+    str(Path(__file__).parents[1] / "tests" / name)
+    for name in ("helpers", "fakes", "generation/families", "gguf", "gguf/metadata")
+)
+
+import mixer_files
+import tiny
 
 from headrace import LLM
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import numpy as np
@@ -26,3 +27,11 @@ def test_a_line_counts_up_to_the_first_other_token(monkeypatch: pytest.MonkeyPat
     other = wanted.copy()
     other[3, 1], other[18:] = 0.5, 7  # what was said after the first other token is of no account
     assert same_as_llama.line([4, 9, 6], other, ids, wanted) == "1 of 3, 5.0e-02"
+
+
+def test_it_starts_as_its_first_lines_say() -> None:
+    """Without the folders that pytest knows."""
+    done = subprocess.run(
+        [sys.executable, same_as_llama.__file__, "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
