@@ -73,6 +73,28 @@ def test_environment_with_an_unknown_isa_fails_at_import() -> None:
     assert "unset it" in text
 
 
+@pytest.mark.parametrize(("gate", "down"), [("q4_k", "q6_k"), ("q4_0", "q4_k"), ("q8_0", "q2_k"), ("q3_k", "mxfp4")])
+def test_an_expert_of_two_formats_goes_through_tiles_too(source: RandomSource, gate: str, down: str) -> None:
+    """Tokens lie otherwise for each kind of scales: what gate and up leave has to become what `down` wants."""
+    if "avx512" not in available_isas():
+        pytest.skip("other instruction sets have tiles for two formats, of one kind each")
+    layout = ExpertLayout(format=FORMATS[gate], hidden=512, width=256, down_format=FORMATS[down])
+    bank = source.bank(layout, 3)
+    tokens = 37
+    x = torch.randn(tokens, 512, generator=source.generator)
+    ids = torch.arange(3, dtype=torch.int32).repeat(tokens, 1)[:, :2].contiguous()
+    weights = torch.full((tokens, 2), 0.5)
+
+    def run(start: int, part: slice = slice(None)) -> torch.Tensor:
+        ops = CpuOps(Context(isa="avx512", tiles_from={gate: start, down: start}))
+        return ops.experts(x[part], ids[part], weights[part], bank)
+
+    tiles, dots = run(1), run(1000)
+    assert not torch.equal(tiles, dots), "tiles add in another order"
+    torch.testing.assert_close(tiles, dots, rtol=0, atol=0.01 * float(dots.abs().max()))
+    assert torch.equal(tiles, torch.cat([run(1, slice(t, t + 8)) for t in range(0, tokens, 8)]))
+
+
 def test_activations_are_rounded_to_int8_or_not(ops: CpuOps, source: RandomSource) -> None:
     matrix, x = source.matrix(FORMATS["q4_0"], 40, 544), torch.randn(2, 544, generator=source.generator)
     expected = reference.linear(x, matrix)

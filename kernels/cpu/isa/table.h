@@ -87,6 +87,12 @@ struct TileKernels {
   void (*glu)(const RowPair& gate_up, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch);
   // Makes tiles of up to 16 tokens out of what `glu` wrote for all of their width; null: they are tiles already.
   void (*seal)(uint8_t* hidden, int count, int width);
+  bool plain = false;  // whether `glu` leaves what `seal` of any kernels with the same hidden_stride takes
+
+  // Whether what `glu` leaves here can go into the products of `down`.
+  bool leads_to(const TileKernels& down) const {
+    return pack == down.pack || (plain && hidden_stride == down.hidden_stride);
+  }
 };
 
 struct FormatKernels {

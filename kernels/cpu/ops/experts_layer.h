@@ -99,10 +99,10 @@ struct Layer {
     h_acts = down_format.prepare ? arena.take<uint8_t>(h_bytes * pairs()) : reinterpret_cast<uint8_t*>(h);
   }
 
-  // Tiles take an expert whose formats make the same tiles of activations, as gate and up hand theirs on to `down`.
+  // Tiles take an expert where `down` can go on with what gate and up leave.
   bool takes_tiles(int count) const {
     if (!bank.activation.gated || bank.gate != bank.up || !gate_format.tiles || !down_format.tiles) return false;
-    if (gate_format.tiles->pack != down_format.tiles->pack) return false;
+    if (!gate_format.tiles->leads_to(*down_format.tiles)) return false;
     return context.takes_tiles(bank.gate, count) && context.takes_tiles(bank.down, count);
   }
 
@@ -251,9 +251,9 @@ struct Layer {
   }
 
   void prepare_h(const Group& group) const {
-    if (group.tiled && gate_format.tiles->seal)
+    if (group.tiled && down_format.tiles->seal)
       for (int i = 0; i < tile_count(group); i++)
-        gate_format.tiles->seal(group.h_tiles + i * h_stride(), std::min(TILE_SIDE, group.count - i * TILE_SIDE), bank.width);
+        down_format.tiles->seal(group.h_tiles + i * h_stride(), std::min(TILE_SIDE, group.count - i * TILE_SIDE), bank.width);
     if (group.tiled || !down_format.prepare) return;
     for (int p = group.first; p < group.first + group.count; p++)
       down_format.prepare(h + size_t(p) * bank.width, bank.width, h_acts + p * h_bytes);

@@ -27,12 +27,14 @@ struct PanelOf {
   static constexpr int OFFSET = OFFSET_, PARTS = PARTS_;
   static constexpr bool MIN = MIN_, NIBBLES = NIBBLES_, POWERS = POWERS_;
   static constexpr int LINES = NIBBLES ? WORDS / 2 : WORDS;  // of a block and a run
+  using Tokens = TokenLines<PARTS, MIN>;
   static constexpr size_t CODES_BYTES = size_t(LINES) * RUNS * 64;
   // Blocks of a panel: 16 KB of codes, which the first cache holds. Sums of many tokens wait in the second, so that it is a
   // longer one for them, but where there are two sums a block and a panel would be read twice.
   static constexpr int FEW = 128, GROUP = (NIBBLES ? 2 : 1) * BLOCK_GROUP, MOST = PARTS == 2 ? GROUP : 4 * BLOCK_GROUP;
   static_assert(PARTS == 1 || !(NIBBLES || POWERS), "their sums go into one");
   static_assert(!(MIN && POWERS), "minimums are no powers");
+  static_assert(!(MIN && OFFSET), "tokens have one kind of sums");
 };
 template <class F, bool POWERS = false, class C = typename F::Codes>
 using PanelFor = PanelOf<C::OFFSET, F::PARTS, F::Scales::MIN, std::is_same<C, Planes<0, 4, C::OFFSET>>::value, POWERS>;
@@ -103,13 +105,12 @@ struct PanelProducts {
 
   // The integer dot products of a block, or of each of its halves.
   static inline __attribute__((always_inline)) void dots(const uint8_t* w, const uint8_t* x, Sums& sums) {
-    constexpr int MINUS[2] = {P::PARTS == 1 ? MINUS_SUM : MINUS_FIRST, MINUS_SECOND};
 #pragma GCC unroll 2
     for (int part = 0; part < P::PARTS; part++)
 #pragma GCC unroll 8
       for (int t = 0; t < T; t++)
         sums[part][t][0] = sums[part][t][1] =
-            P::OFFSET ? shift_left<log2_of(P::OFFSET)>(token_int(x, MINUS[part], t)) : int_zero();
+            P::OFFSET ? shift_left<log2_of(P::OFFSET)>(token_int(x, OF_PART + part, t)) : int_zero();
 #pragma GCC unroll 8
     for (int line = 0; line < P::LINES; line++) {
       const I a = int_load(w + line * RUNS * 64), b = int_load(w + line * RUNS * 64 + 64);
@@ -157,13 +158,12 @@ struct PanelProducts {
 
   // acc += min * (xs * sum of x's codes).
   static inline __attribute__((always_inline)) void add_minimums(const float* f, const uint8_t* x, V (&acc)[T][RUNS]) {
-    constexpr int SCALED[2] = {P::PARTS == 1 ? SCALED_SUM : SCALED_FIRST, SCALED_SECOND};
 #pragma GCC unroll 2
     for (int part = 0; part < P::PARTS; part++) {
       const V a = load(f + (part * EACH + 1) * RUNS * W), b = load(f + (part * EACH + 1) * RUNS * W + W);
 #pragma GCC unroll 8
       for (int t = 0; t < T; t++) {
-        const V by = token_float(x, SCALED[part], t);
+        const V by = token_float(x, OF_PART + part, t);
         acc[t][0] = fma(a, by, acc[t][0]);
         acc[t][1] = fma(b, by, acc[t][1]);
       }
@@ -190,7 +190,7 @@ struct PanelProducts {
     V acc[T][RUNS];
 #pragma GCC unroll 8
     for (int t = 0; t < T; t++) acc[t][0] = load(out[t][0]), acc[t][1] = load(out[t][1]);
-    for (int b = 0; b < blocks; b++, panel += P::CODES_BYTES, x += EIGHT_BYTES, f += P::PARTS * EACH * RUNS * W) {
+    for (int b = 0; b < blocks; b++, panel += P::CODES_BYTES, x += P::Tokens::BYTES, f += P::PARTS * EACH * RUNS * W) {
       ahead.ask(b);
       if constexpr (T == 8 && (!P::MIN || P::NIBBLES)) {
         block<4>(panel, f, x, 0, acc);
@@ -244,6 +244,7 @@ void vnni_pass(const RowPair& w, int row, const TileTokens& x, int token, int co
                const Save& save) {
   const uint8_t *a = w.a + size_t(row) * w.row_bytes, *b = w.b + size_t(row) * w.row_bytes;
   const Rows16 rows[RUNS] = {{a, w.row_bytes, w.na - row}, {row < w.nb ? b : a, w.row_bytes, most(w.nb - row, 1)}};
+  using Lines = typename PanelFor<F>::Tokens;
   const int blocks = cols / BLOCK, tokens = least(PASS_TOKENS, x.count - token), eights = eights_of(tokens);
   const int group = tokens <= PanelFor<F>::FEW ? PanelFor<F>::GROUP : PanelFor<F>::MOST;
   const int early = F::PARTS == 2 && eights == 1 ? 2 : 0, parts = early + least(eights, ASKING);
@@ -258,12 +259,12 @@ void vnni_pass(const RowPair& w, int row, const TileTokens& x, int token, int co
     };
     const bool medium = panel.unpack(rows, blocks, first, n, {ahead(early ? 0 : parts), ahead(early ? 1 : parts)});
     for (int i = 0, t = token; i < eights; i++, t += EIGHT) {
-      const uint8_t* eight = x.base + t / TILE_SIDE * x.stride + t % TILE_SIDE / EIGHT * vnni_half(cols);
-      const bool powers = HAS_POWERS<F> && medium && eight[MEDIUM * EIGHT * 4];
+      const uint8_t* eight = x.base + t / TILE_SIDE * x.stride + t % TILE_SIDE / EIGHT * Lines::half(cols);
+      const bool powers = HAS_POWERS<F> && medium && eight[Lines::medium(cols)];
       const int count = least(EIGHT, x.count - t);
       if (first + n == blocks) save.ask(row, t, count);
       (powers ? eight_products<PanelFor<F, HAS_POWERS<F>>> : eight_products<PanelFor<F>>)(
-          panel.codes, panel.factors, eight + first * EIGHT_BYTES, n, count, ahead(early + i), scratch.sums()[i]);
+          panel.codes, panel.factors, eight + first * Lines::BYTES, n, count, ahead(early + i), scratch.sums()[i]);
       if (first + n == blocks) save(scratch.sums()[i], row, t, count);
     }
   }
@@ -284,7 +285,7 @@ void vnni_multiply(const RowPair& w, const TileTokens& x, int cols, const PairOu
 
 template <class F>
 void vnni_glu(const RowPair& w, const TileTokens& x, int cols, const TileHidden& h, uint8_t* scratch) {
-  vnni_run<F>(w, x, cols, scratch, SaveHidden{w, h, vnni_stride(h.width)});
+  vnni_run<F>(w, x, cols, scratch, SaveHidden{w, h, vnni_hidden_floats(h.width)});
 }
 
 template <class F>
@@ -292,9 +293,9 @@ size_t vnni_scratch(int) {
   return PanelScratch<F>::bytes();
 }
 
-template <class F>
-constexpr TileKernels VNNI_KERNELS{6,         BLOCK,            vnni_stride,    vnni_hidden_stride, vnni_scratch<F>,
-                                   vnni_pack, vnni_multiply<F>, vnni_glu<F>, vnni_seal};
+template <class F, class L = typename PanelFor<F>::Tokens>
+constexpr TileKernels VNNI_KERNELS{6,            BLOCK,            L::stride,   vnni_hidden_stride, vnni_scratch<F>,
+                                   vnni_pack<L>, vnni_multiply<F>, vnni_glu<F>, vnni_seal<L>,       true};
 
 // For fill_table: what tiles a block format has whose activations are rounded to int8.
 struct VnniTiles {
