@@ -342,3 +342,21 @@ def test_a_limit_of_the_process_refuses_before_memory_is_taken() -> None:
     assert found, done.stderr
     assert 0.3 < float(found[1]) < 3.0
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss <= max(before, 2_000_000), "KB"
+
+
+def test_python_seldom_looks_for_garbage_in_what_is_imported() -> None:
+    code = """
+import gc, sys
+from headrace.__main__ import main
+sys.argv = ["headrace", "--version"]
+try:
+    main()
+finally:
+    import headrace.engine.llm
+    print([made["collections"] for made in gc.get_stats()])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    young, middle, old = json.loads(done.stdout.splitlines()[-1])
+    assert young < 200, "483 by Python's own threshold, 50 by ours"
+    assert middle < 20
+    assert old == 0

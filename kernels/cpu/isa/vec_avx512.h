@@ -140,7 +140,13 @@ using Bytes = __m512i;
 constexpr int BYTES = 64;
 inline Bytes bytes_zero() { return _mm512_setzero_si512(); }
 inline Bytes bytes_add(Bytes sum, const uint8_t* p) { return _mm512_add_epi64(sum, _mm512_loadu_si512(p)); }
-inline uint64_t bytes_sum(Bytes sum) { return uint64_t(_mm512_reduce_add_epi64(sum)); }
+// Not _mm512_reduce_add_epi64, whose numbers have a sign: beyond 2^63 anything may come of them.
+inline uint64_t bytes_sum(Bytes sum) {
+  uint64_t lanes[BYTES / 8], total = 0;
+  _mm512_storeu_si512(lanes, sum);
+  for (uint64_t lane : lanes) total += lane;
+  return total;
+}
 
 }  // namespace
 }  // namespace headrace
