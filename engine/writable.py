@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+import threading
 from pathlib import Path
 
 from ..errors import OptionError
@@ -42,13 +44,30 @@ def problem(path: Path, with_folders: bool = False) -> OSError | None:
 
 
 def keep(path: Path, text: str) -> OSError | None:
-    """Writes a file that later starts are to find, and the folders above it; why it could not be, if that is so."""
+    """Writes a file that later starts are to find, and the folders above it; why it could not be, if that is so. Who
+    reads it meanwhile, or after this process was killed, finds the old one or the new one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{text}\n", encoding="utf-8")
+        if not _replace(path.resolve(), f"{text}\n"):
+            path.write_text(f"{text}\n", encoding="utf-8")
     except OSError as error:
         return error
     return None
+
+
+def _replace(path: Path, text: str) -> bool:
+    """Puts a new file in the place of one; False where that cannot be: it is a device, or only it may be written."""
+    if path.exists() and not path.is_file():
+        return False
+    beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        return False
+    return True
 
 
 def refusal(path: Path | str, what: str, error: OSError) -> OptionError:

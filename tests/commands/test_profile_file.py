@@ -16,6 +16,7 @@ from refusals import refused
 from terminal import folded
 
 from headrace import LLM, OptionError
+from headrace.engine import writable
 from headrace.engine.bandwidth_model import profile as profiles
 from headrace.engine.bandwidth_model.profile import Profile
 from headrace.engine.bench import calibrate
@@ -162,3 +163,42 @@ def test_trials_that_could_not_be_kept_are_said(
         saved_trials.keep_trials(None, {})  # type: ignore[arg-type]
     assert "Read-only file system" in caplog.text
     assert "XDG_CACHE_HOME" in caplog.text
+
+
+# How files are kept
+
+
+def test_a_reader_has_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+    path, elsewhere = tmp_path / "folder" / "kept", tmp_path / "elsewhere"
+    assert writable.keep(path, "old") is None
+    elsewhere.hardlink_to(path)
+    with path.open() as reader:
+        assert writable.keep(path, "new") is None
+        assert reader.read() == "old\n"
+    assert (path.read_text(), elsewhere.read_text()) == ("new\n", "old\n")
+    assert [*path.parent.iterdir()] == [path]
+
+
+def test_a_link_stays_one_and_a_device_is_written_to(tmp_path: Path) -> None:
+    path, link = tmp_path / "kept", tmp_path / "link"
+    link.symlink_to(path)
+    assert writable.keep(link, "text") is None
+    assert link.is_symlink()
+    assert path.read_text() == "text\n"
+    assert writable.keep(Path("/dev/null"), "text") is None
+    assert Path("/dev/null").is_char_device()
+
+
+def test_where_nothing_can_be_put_beside_it_a_file_is_written_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "no")
+
+    path = tmp_path / "kept"
+    path.write_text("a longer text\n")
+    monkeypatch.setattr(os, "replace", fail)
+    assert writable.keep(path, "text") is None
+    assert path.read_text() == "text\n"
+    assert [*tmp_path.iterdir()] == [path]
+    assert isinstance(writable.keep(tmp_path, "text"), IsADirectoryError)

@@ -61,13 +61,15 @@ SlotMap MailboxShape::slot(int batch) const {
   return map;
 }
 
-size_t MailboxShape::offset(int layer, int batch) const {
-  size_t before = 0;
-  for (int b = 0; b < batch; b++) before += slot(b).bytes * layers;
-  return before + slot(batch).bytes * layer;
+size_t MailboxShape::before(int batch) const {
+  size_t all = 0;
+  for (int b = 0; b < batch; b++) all += slot(b).bytes * layers;
+  return all;
 }
 
-size_t MailboxShape::bytes() const { return offset(0, int(batches.size())); }
+size_t MailboxShape::offset(int layer, int batch) const { return before(batch) + slot(batch).bytes * layer; }
+
+size_t MailboxShape::bytes() const { return before(int(batches.size())); }
 
 // Everything that the threads use: theirs as long as they run, also where the Mailbox itself is gone.
 struct Mailbox::State {

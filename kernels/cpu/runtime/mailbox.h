@@ -67,6 +67,7 @@ struct MailboxShape {
   std::vector<int> batches;  // tokens of each captured batch
 
   SlotMap slot(int batch) const;
+  size_t before(int batch) const;             // bytes of all slots of the batches before
   size_t offset(int layer, int batch) const;  // of a slot; all layers of a batch lie one after another
   size_t bytes() const;
 };
