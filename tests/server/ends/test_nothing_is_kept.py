@@ -15,13 +15,14 @@ from typing import Any
 
 import httpx
 import pytest
+from busy import HANG_S
 from serving import Served, serving
 
 import headrace
 from headrace.engine.ledger.summary import Account
 
 CHAT, TEXT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
-EACH, BATCHES = 4, 3  # requests of a kind in a batch, and batches that are compared
+EACH = 4  # requests of a kind in a batch
 SCHEMA = {"enum": ["house", "river"]}
 
 
@@ -66,15 +67,16 @@ def blocks_of_ours() -> int:
     return sum(one.count for one in found.statistics("filename"))
 
 
-def growth(served: Served) -> tuple[Counter[str], int, int]:
+def growth(served: Served, batches: int) -> tuple[Counter[str], int, int]:
     """Of objects by type, and of blocks of memory: what each batch of requests added at least. And how many these
     were: what is kept of each request comes again in every batch, what a cache or a thread takes does not."""
     luck, seen, count = random.Random(1), list[tuple[Counter[str], int]](), 0
     with httpx.Client(timeout=60) as client:
-        for _ in range(BATCHES + 2):  # the first ones fill what has a bound
+        for _ in range(batches + 2):  # the first ones fill what has a bound
             count = sum(ask(served, client, luck) for _ in range(EACH))
-            end = time.monotonic() + 10
-            while served.service.open and time.monotonic() < end:
+            end = time.monotonic() + HANG_S
+            while served.service.open:
+                assert time.monotonic() < end, "a request whose client left goes on"
                 time.sleep(0.01)
             gc.collect()
             kinds = Counter(f"{type(one).__module__}.{type(one).__qualname__}" for one in gc.get_objects())
@@ -86,7 +88,7 @@ def growth(served: Served) -> tuple[Counter[str], int, int]:
 
 
 def test_of_requests_that_ended_nothing_is_kept(served: Served) -> None:
-    kinds, blocks, count = growth(served)
+    kinds, blocks, count = growth(served, batches=6)
     assert not {name: more for name, more in kinds.items() if more >= EACH}, kinds
     assert blocks < count, "a block of memory for each request"
 
@@ -94,6 +96,6 @@ def test_of_requests_that_ended_nothing_is_kept(served: Served) -> None:
 def test_what_is_kept_would_be_seen(served: Served) -> None:
     kept: list[Any] = []
     served.service.ended.append(kept.append)
-    kinds, blocks, count = growth(served)
+    kinds, blocks, count = growth(served, batches=2)
     assert kinds["headrace.engine.server.generation.Generation"] >= EACH
     assert blocks > count
