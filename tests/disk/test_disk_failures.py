@@ -8,7 +8,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,8 @@ from refusals import refused
 
 from headrace import LLM
 from headrace.engine.experts.disk import reads
+from headrace.engine.experts.disk.disk_cache import DiskCache
+from headrace.engine.experts.disk.reads import Reading
 from headrace.errors import CheckpointError
 from headrace.loaders.files import held
 from headrace.loaders.files.held import Bounce, HeldFile
@@ -177,6 +179,35 @@ def test_other_requests_go_on(model: Path, said: list[int], monkeypatch: pytest.
             llm.generate([OTHER], PARAMS)
         broken.clear()
         assert [*found, *(chunk.token_id for chunk in stream)] == said
+
+
+def test_what_an_earlier_pass_failed_to_read_is_read_again(
+    model: Path, said: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reads are under way when another request wants the same experts, and fail while that waits."""
+    under_way: set[Reading] = set()
+    with LLM(model, placement="disk", policy="lru", expert_cache="30%", max_context=64) as llm:
+        cache = llm.parts.expert_cache
+        assert isinstance(cache, DiskCache)
+        ready, wait, stop = cache.reads, cache.reads.wait, cache.reads.stop
+
+        def fail(readings: Iterable[Reading]) -> None:
+            for reading in under_way.intersection(readings):
+                under_way.remove(reading)
+                ready._end(reading, OSError(errno.EIO, "gone"))
+
+        monkeypatch.setattr(ready, "wait", lambda readings: (fail(readings), wait(readings))[1])
+        monkeypatch.setattr(ready, "stop", lambda reading: (fail([reading]), stop(reading))[1])
+        stream = llm.stream(PROMPT, PARAMS)
+        found = [next(stream).token_id for _ in range(4)]
+        for key in [(n, expert) for n, there in enumerate(cache.residents.by_layer) for expert in there]:
+            cache.slots.at(key).zero_()
+            reading = cache.coming[key] = Reading("expert", [lambda: None])
+            reading.steps.clear()
+            reading.running = 1
+            under_way.add(reading)
+        assert [*found, *(chunk.token_id for chunk in stream)] == said
+        assert cache.late_arrivals > 0
 
 
 def test_recurrent_states_do_not_go_on_after_half_a_pass(

@@ -29,7 +29,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Recorded]:
 @pytest.mark.parametrize("name", registry.BOX)
 def test_every_policy_counts_as_its_replay(name: str, batch: int, runs: dict[int, Recorded]) -> None:
     said, of = runs[batch]
-    for share in SHARES:
+    for share in SHARES if batch == 4 else SHARES[1:2]:
         budget = int(share * of.shape.nbytes)
         with load(made(name, of), expert_cache=budget / 1e9) as llm:
             assert say(llm, batch) == said

@@ -38,6 +38,7 @@ class Use:
     read: int
     ahead: int = 0
     held: dict[int, Tensor] = field(default_factory=dict)  # bytes of admitted experts, until they get their place
+    earlier: set[int] = field(default_factory=set)
 
 
 class DiskCache(RuledCache):
@@ -125,6 +126,7 @@ class DiskCache(RuledCache):
         if expert not in use.moves.fetch:
             self.late_arrivals += 1
             self.reads.hurry(reading)
+            use.earlier.add(expert)
         use.coming[expert] = reading
 
     def _again(self, use: Use, key: Key) -> Reading:
@@ -133,10 +135,15 @@ class DiskCache(RuledCache):
         return self._read(key)
 
     def arrived(self, use: Use, expert: int) -> None:
-        """One that was waited for is there, or its read has failed: raises what it failed of."""
+        """One that was waited for is there, or its read has failed: raises what it failed of. What an earlier pass
+        began to read is read again: its failure was that pass's, and the disk may have come back since."""
         reading = use.coming.pop(expert)
         if reading.error is not None:
-            raise reading.error
+            if expert not in use.earlier:
+                raise reading.error
+            use.earlier.remove(expert)
+            use.coming[expert] = self._again(use, (use.number, expert))
+            return
         self.coming.pop((use.number, expert), None)
         use.ready.append(expert)
 
